@@ -1,0 +1,29 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+build: ## install the package with its test and lint tools
+	$(PYTHON) -m pip install ".[test,lint]"
+
+debug: ## the same with assertions and debug symbols
+	DASHINFER_DEBUG=1 $(PYTHON) -m pip install --force-reinstall --no-deps .
+
+test: ## the suite, as CI runs it
+	$(PYTHON) -m pytest
+
+test-all: ## the full matrix and more random examples (long)
+	DASHINFER_TEST_ALL=1 $(PYTHON) -m pytest
+
+lint: ## ruff, mypy and clang-format
+	ruff check . && ruff format --check . && mypy && clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h')
+
+bench: ## throughput and latency of a 0.5B shape beside the machine's limits
+	dashinfer-lite bench --shape qwen2.5-0.5b
+
+asan: ## the suite under the address sanitizer
+	DASHINFER_SANITIZE=address $(PYTHON) -m pip install --force-reinstall --no-deps .
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 $(PYTHON) -m pytest
+
+.PHONY: help build debug test test-all lint bench asan

@@ -1,0 +1,135 @@
+"""The house keeps its shape: layering, file sizes, no prints, no foreign frameworks, tidy tier objects."""
+
+from __future__ import annotations
+
+import ast
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).resolve().parent.parent
+PACKAGE = HOUSE / "dashinfer_lite"
+
+# A room may import itself, the rooms below it, and the leaves. `llm` stands for the top-level modules.
+ALLOWED = {
+    "cli": {"llm", "engine", "graph", "weights", "devices", "text", "model_defs", "native"},
+    "llm": {"llm", "engine", "graph", "weights", "devices", "text", "model_defs", "native"},
+    "engine": {"graph", "weights", "devices"},
+    "devices": {"graph", "native"},
+    "weights": {"graph", "devices"},
+    "graph": {"devices"},
+    "text": set(),
+    "model_defs": {"graph"},
+}
+LEAVES = {"errors", "sampling_params", "outputs"}
+
+
+def _sources() -> list[Path]:
+    return sorted([*PACKAGE.rglob("*.py"), *(HOUSE / "model_defs").rglob("*.py")])
+
+
+def _room(path: Path) -> str:
+    if path.is_relative_to(HOUSE / "model_defs"):
+        return "model_defs"
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else "llm"
+
+
+def _imports(path: Path) -> set[str]:
+    """Names of rooms (or leaves) that a file imports at run time, wherever in the file."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    guarded = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in guarded:
+            continue
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "dashinfer_lite" and len(parts) > 1:
+                found.add("native" if parts[1] == "_native" else parts[1])
+    return found
+
+
+@pytest.mark.parametrize("path", _sources(), ids=lambda p: str(p.relative_to(HOUSE)))
+def test_layering(path: Path) -> None:
+    """cli → llm → engine → graph, weights, devices → _native; model_defs and text stand apart."""
+    room = _room(path)
+    rooms = set(ALLOWED)
+    for target in _imports(path):
+        if target in LEAVES or target == room:
+            continue
+        if target not in rooms | {"native"}:
+            target = "llm"
+        if room == "llm" and target == "llm":
+            continue
+        assert target in ALLOWED[room], f"{path.relative_to(HOUSE)} ({room}) must not import {target}"
+
+
+def test_no_foreign_frameworks_and_no_prints() -> None:
+    """The product imports no torch and no transformers, and only the command line prints."""
+    for path in _sources():
+        text = path.read_text()
+        assert not re.search(r"^\s*(import|from)\s+(torch|transformers)\b", text, re.M), path
+        if _room(path) != "cli":
+            calls = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+            assert not any(call.func.id == "print" for call in calls), path  # type: ignore[union-attr]
+
+
+def test_files_stay_short() -> None:
+    """One idea a file: a long file is two."""
+    caps = {".py": 400, ".h": 600, ".cpp": 600, ".pyx": 600}
+    files = [*_sources(), *(HOUSE / "cpu_kernels").rglob("*.h"), *(HOUSE / "cpu_kernels").rglob("*.cpp"), PACKAGE / "_native.pyx"]
+    long = {str(p.relative_to(HOUSE)): n for p in files if (n := len(p.read_text().splitlines())) > caps[p.suffix]}
+    assert not long
+    models = {p.name: n for p in (HOUSE / "model_defs").glob("*.py") if (n := len(p.read_text().splitlines())) > 120}
+    assert not models
+
+
+def test_every_room_says_how_to_add_to_it() -> None:
+    """A newcomer finds a README where things are added."""
+    for room in ("cpu_kernels", "model_defs", "dashinfer_lite/graph", "dashinfer_lite/engine", "dashinfer_lite/devices", "dashinfer_lite/text", "tests"):
+        assert (HOUSE / room / "README.md").is_file(), room
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 tiers")
+def test_tier_objects_leak_nothing(tmp_path: Path) -> None:
+    """A tier's object exports its table alone: a shared inline function could otherwise carry its instructions to older processors."""
+    compiler, nm = shutil.which("g++"), shutil.which("nm")
+    if not compiler or not nm:
+        pytest.skip("needs g++ and nm")
+    build = _setup_values()
+    for tier, flags in build["TIERS"]["x86_64"].items():
+        source = HOUSE / "cpu_kernels" / tier / "table.cpp"
+        target = tmp_path / f"{tier}.o"
+        subprocess.run([compiler, "-fPIC", "-O1", *build["COMMON"], *flags, "-c", source, "-o", target], check=True)
+        symbols = subprocess.run([nm, "-C", target], check=True, capture_output=True, text=True).stdout.splitlines()
+        strong = [line.split(maxsplit=2)[2] for line in symbols if re.match(r"\S* ?[TDBRS] ", line[16:].lstrip() + " ") or " T " in line]
+        weak = [line for line in symbols if re.search(r" [WVuvw] ", line)]
+        assert not weak, (tier, weak)
+        assert strong == [f"di::{tier}_table()"], (tier, strong)
+        assert not any("_GLOBAL__sub_I" in line or "__cxa_guard" in line for line in symbols), f"{tier}: static constructors"
+
+
+def _setup_values() -> dict[str, dict[str, dict[str, list[str]]]]:
+    """The constants of setup.py, without running its build."""
+    tree = ast.parse((HOUSE / "setup.py").read_text())
+    wanted = {"AVX2", "AVX512", "AMX", "TIERS", "COMMON"}
+    keep = [n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") in wanted]
+    module = ast.Module(body=list(keep), type_ignores=[])
+    values: dict[str, dict[str, dict[str, list[str]]]] = {}
+    exec(compile(module, "setup.py", "exec"), values)
+    return values
