@@ -1,0 +1,12 @@
+#include "vec.h"
+
+#include "../generic/table.h"
+
+namespace di {
+
+const KernelTable* avx2_table() {
+    static constexpr KernelTable table = generic_table("avx2");
+    return &table;
+}
+
+}  // namespace di

@@ -1,0 +1,122 @@
+// Vec of the AVX-512 tier: one zmm register. The AMX tier uses it too.
+#pragma once
+// GCC 12 sees uninitialized variables in its own AVX-512 header (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include "../generic/inline.h"
+#include "../layout.h"
+
+namespace di {
+namespace {
+
+struct Vec {
+    static constexpr int kGemmRows = 8;   // rows of the product kernel: 16 chains and a weight pair in 32 registers
+    __m512 v;
+
+    struct Mask {
+        __mmask16 m;
+        bool any() const { return m != 0; }
+    };
+
+    static DI_INLINE Vec zero() { return {_mm512_setzero_ps()}; }
+    static DI_INLINE Vec set(float x) { return {_mm512_set1_ps(x)}; }
+    static DI_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static DI_INLINE Vec load_partial(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_n(n).m, p)}; }
+    static DI_INLINE Vec load_bf16(const bf16* p) {
+        const __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(u, 16))};
+    }
+    static DI_INLINE Vec load_f16(const f16* p) {
+        return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+    }
+    // One panel line: 16 pairs.
+    static DI_INLINE void load_pairs_bf16(const bf16* p, Vec& even, Vec& odd) {
+        const __m512i u = _mm512_loadu_si512(p);
+        even.v = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
+        odd.v = _mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+    }
+    static DI_INLINE void load_pairs_f16(const f16* p, Vec& even, Vec& odd) {
+        const __m512i u = _mm512_loadu_si512(p);
+        even.v = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(u));
+        odd.v = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(u, 16)));
+    }
+
+    DI_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
+    DI_INLINE void store_partial(float* p, int n) const { _mm512_mask_storeu_ps(p, first_n(n).m, v); }
+    DI_INLINE void store_bf16(bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16()); }
+    DI_INLINE void store_f16(f16* p) const {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+
+    static DI_INLINE Mask first_n(int n) {
+        return {static_cast<__mmask16>(n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1u)};
+    }
+    DI_INLINE float lane(int i) const {
+        alignas(64) float t[16];
+        _mm512_store_ps(t, v);
+        return t[i];
+    }
+
+    DI_INLINE float reduce_add() const {
+        const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+        const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+        const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+        return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+    }
+    DI_INLINE float reduce_max() const {
+        if (_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q)) return __builtin_nanf("");
+        const __m256 a = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+        const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+        const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+        return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
+    }
+
+private:
+    // Round to nearest even; NaN stays NaN (quiet); a denormal becomes a signed zero.
+    DI_INLINE __m256i to_bf16() const {
+#ifdef __AVX512BF16__
+        return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
+#else
+        const __m512i u = _mm512_castps_si512(v), high = _mm512_srli_epi32(u, 16);
+        const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+        __m512i r = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7fff)), 16);
+        const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        r = _mm512_mask_or_epi32(r, nan, high, _mm512_set1_epi32(0x40));
+        const __mmask16 tiny = _mm512_testn_epi32_mask(u, _mm512_set1_epi32(0x7f800000));
+        r = _mm512_mask_and_epi32(r, tiny, high, _mm512_set1_epi32(0x8000));
+        return _mm512_cvtepi32_epi16(r);
+#endif
+    }
+};
+
+DI_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+DI_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+DI_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+DI_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+DI_INLINE Vec operator-(Vec a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))}; }
+DI_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+DI_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }   // a > b ? a : b
+DI_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+DI_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
+DI_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
+DI_INLINE Vec rint(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+DI_INLINE Vec pow2(Vec n) {
+    const __m512 t = _mm512_add_ps(n.v, _mm512_set1_ps(0x1.8p23f + 127.0f));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t), 23))};
+}
+
+DI_INLINE Vec::Mask less(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+DI_INLINE Vec::Mask less_equal(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+DI_INLINE Vec::Mask equal(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+DI_INLINE Vec::Mask is_nan(Vec a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
+DI_INLINE Vec::Mask operator&(Vec::Mask a, Vec::Mask b) { return {static_cast<__mmask16>(a.m & b.m)}; }
+DI_INLINE Vec::Mask operator|(Vec::Mask a, Vec::Mask b) { return {static_cast<__mmask16>(a.m | b.m)}; }
+DI_INLINE Vec::Mask operator!(Vec::Mask a) { return {static_cast<__mmask16>(~a.m)}; }
+DI_INLINE Vec select(Vec::Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }
+
+}  // namespace
+}  // namespace di

@@ -1,0 +1,292 @@
+// Attention over the paged cache, for prefill, chunks and decode alike: one task is up to 32 query rows of one sequence and KV head.
+//   softmax(mask(cap(scale · q[rows, D] · k[T, D]ᵀ) + slope · t)) · v[T, D] → y[rows, D]
+//
+// The order of every operation is docs/arithmetic.md's: cache positions in steps of 256 and splits of 1024, both aligned to absolute
+// positions. A row's bits do not depend on its tile, its chunk of the prompt or who computes its splits:
+// - what no row of the tile sees is skipped; to a row that sees nothing of a step or split, processing it changes nothing;
+// - splits merge in ascending order here as in attention_merge;
+// - a sink is what split 0 starts from (m = sink, l = 1, O = 0), also where nothing else of split 0 is seen.
+//
+// The two products are a policy's. `Tiles` has
+//   Cache, Operand                         element type of the cache; what q and p are kept in
+//   explicit Tiles(int rows)
+//   put(Operand*, Vec)                     rounds 16 values to the cache's type
+//   scores(q, k, cells, s, ahead)          s[rows, 32] = q[rows, D] · k[32, D]ᵀ; s has row stride kScoreStride
+//   values(p, v, groups, cells, o, ahead)  o[rows, D] += p[rows, 32 · groups] · v
+// q and p are cells [32 rows][32], k and v[i] point at `cells` cells of 32 positions; `ahead` is what to prefetch, or null.
+#pragma once
+#include "elementwise.h"
+#include "rows.h"
+
+namespace di {
+namespace {
+
+constexpr int kStepGroups = kSoftmaxStep / kCell;
+constexpr int kScoreStride = kSoftmaxStep + 16;   // rows of scores a step apart would share their cache sets
+
+// Softmax state of a tile: layout of a partial.
+struct SoftmaxState {
+    float* o;   // [32][padded head]
+    float* m;   // [32] largest score
+    float* l;   // [32] sum of exp(score - m)
+
+    SoftmaxState(float* base, int padded_head)
+        : o(base), m(base + kMaxTileRows * padded_head), l(m + kMaxTileRows) {}
+};
+
+// exp(m - to) where `to` is a maximum that m took part in: 1 where they are equal, also both -inf.
+DI_INLINE Vec decay(Vec m, Vec to) { return exp(select(less(m, to), m - to, Vec::zero())); }
+
+// (m, l, o) of one row takes in another's.
+DI_INLINE void merge_row(float& m, float& l, float* o, float m2, float l2, const float* o2, int padded_head) {
+    const float top = max(Vec::set(m), Vec::set(m2)).lane(0);
+    const Vec a = decay(Vec::set(m), Vec::set(top)), b = decay(Vec::set(m2), Vec::set(top));
+    l = fma(Vec::set(l), a, Vec::set(l2) * b).lane(0);
+    for (int d = 0; d < padded_head; d += 16) fma(Vec::load(o + d), a, Vec::load(o2 + d) * b).store(o + d);
+    m = top;
+}
+
+DI_INLINE int query_head(const Attention& a, const AttentionTask& t, int r) {
+    const int group = a.q_heads / a.kv_heads;
+    return t.kv_head * group + (t.row0 + r) % group;
+}
+
+// y = O / l, without negative zeros; a row that saw nothing gives 0.
+DI_INLINE void write_row(const Attention& a, const AttentionTask& t, int r, float l, const float* o) {
+    const int group = a.q_heads / a.kv_heads, token = t.token0 + (t.row0 + r) / group;
+    const size_t first = static_cast<size_t>(query_head(a, t, r)) * (a.padded_head / kCell) * a.y.step();
+    const Vec divisor = Vec::set(l == 0.0f ? 1.0f : l);
+    by_type(a.y.dtype, [&](auto ty) {
+        auto* y = a.y.row<TypeOf<decltype(ty)>>(token) + first;
+        for (int d = 0; d < a.padded_head; d += kCell, y += a.y.step()) {
+            store16(y, Vec::load(o + d) / divisor + Vec::zero());
+            store16(y + 16, Vec::load(o + d + 16) / divisor + Vec::zero());
+        }
+    });
+}
+
+template <class Tiles> class AttentionTile {
+    using Cache = typename Tiles::Cache;
+    using Operand = typename Tiles::Operand;
+
+  public:
+    AttentionTile(const Attention& a, const AttentionTask& t, float* scratch)
+        : a_(a), t_(t), rows_(t.row1 - t.row0), cells_(a.padded_head / kCell), tiles_(rows_), pool_(a.kv.pool) {
+        const size_t operand = kMaxTileRows * kMaxHead;
+        q_ = reinterpret_cast<Operand*>(scratch);
+        p_ = reinterpret_cast<Operand*>(scratch + operand);
+        s_ = scratch + 2 * operand;
+        states_ = s_ + kMaxTileRows * kScoreStride;
+        static_assert(kSoftmaxStep <= kMaxHead, "p fits where q would");
+        static_assert(2 * operand + kMaxTileRows * kScoreStride + 2 * partial_floats(kMaxHead) <= attention_scratch_floats(),
+                      "the caller's scratch holds q, p, s and two states");
+        group_elements_ = static_cast<size_t>(cells_) * kCellSize;
+        half_elements_ = a.kv.half_bytes() / sizeof(Cache);
+        head_offset_ = static_cast<size_t>(a.kv.k(0, a.layer, t.kv_head) - a.kv.pool);
+        block_bytes_ = a.kv.block_bytes();
+        look_around();
+        load_q();
+    }
+
+    void run() {
+        if (t_.partial) {
+            const SoftmaxState state(t_.partial, a_.padded_head);
+            start(state, t_.split0 == 0);
+            split(t_.split0, state);
+            return;
+        }
+        const SoftmaxState total(states_, a_.padded_head), part(states_ + partial_floats(a_.padded_head), a_.padded_head);
+        start(total, true);
+        bool apart = false;   // total holds a split, or the sink of an earlier one
+        for (int i = t_.split0; i < t_.split1; ++i) {
+            if (i * kSplit >= last_ || (i + 1) * kSplit <= first_) continue;
+            apart |= a_.sinks && i > 0;
+            if (apart) start(part, false);
+            split(i, apart ? part : total);
+            if (apart) {
+                for (int r = 0; r < rows_; ++r)
+                    merge_row(total.m[r], total.l[r], row(total, r), part.m[r], part.l[r], row(part, r), a_.padded_head);
+            }
+            apart = true;
+        }
+        for (int r = 0; r < rows_; ++r) write_row(a_, t_, r, total.l[r], row(total, r));
+    }
+
+  private:
+    float* row(const SoftmaxState& state, int r) const { return state.o + r * a_.padded_head; }
+
+    // Which cache positions each row and the tile as a whole see: [begin, end).
+    void look_around() {
+        const int group = a_.q_heads / a_.kv_heads;
+        first_ = t_.kv_len;
+        last_ = 0;
+        for (int r = 0; r < rows_; ++r) {
+            const int index = t_.kv_base + (t_.row0 + r) / group;
+            int end = index < t_.bidirectional ? t_.bidirectional : index + 1;
+            if (end > t_.kv_len) end = t_.kv_len;
+            const int begin = a_.window > 0 && index >= a_.window ? index - a_.window + 1 : 0;
+            begin_[r] = begin;
+            end_[r] = end;
+            if (begin < first_) first_ = begin;
+            if (end > last_) last_ = end;
+        }
+    }
+
+    void load_q() {
+        const int group = a_.q_heads / a_.kv_heads;
+        const Vec factor = Vec::set(a_.scale);
+        for (int r = 0; r < rows_; ++r) {
+            const float* q = a_.q.row<float>(t_.token0 + (t_.row0 + r) / group);
+            q += static_cast<size_t>(query_head(a_, t_, r)) * cells_ * a_.q.step();
+            for (int c = 0; c < cells_; ++c, q += a_.q.step()) {
+                Operand* to = q_ + c * kCellSize + r * kCell;
+                Tiles::put(to, Vec::load(q) * factor);
+                Tiles::put(to + 16, Vec::load(q + 16) * factor);
+            }
+        }
+    }
+
+    void start(const SoftmaxState& state, bool with_sink) const {
+        for (int r = 0; r < rows_; ++r) {
+            const bool sink = with_sink && a_.sinks;
+            state.m[r] = sink ? a_.sinks[query_head(a_, t_, r)] : -__builtin_inff();
+            state.l[r] = sink ? 1.0f : 0.0f;
+            for (int d = 0; d < a_.padded_head; d += 16) Vec::zero().store(row(state, r) + d);
+        }
+        for (int r = rows_; r < kMaxTileRows; ++r) state.m[r] = state.l[r] = 0.0f;
+    }
+
+    // K of the 32 positions from `position` on; V lies half_elements_ further.
+    const Cache* group_at(int position) const {
+        const int tokens = a_.kv.block_tokens;
+        const uint8_t* head = pool_ + static_cast<size_t>(t_.blocks[position / tokens]) * block_bytes_ + head_offset_;
+        return reinterpret_cast<const Cache*>(head) + static_cast<size_t>(position % tokens / kCell) * group_elements_;
+    }
+
+    void split(int index, const SoftmaxState& state) {
+        for (int s0 = index * kSplit; s0 < (index + 1) * kSplit; s0 += kSoftmaxStep) {
+            if (s0 < last_ && s0 + kSoftmaxStep > first_) step(s0, state);
+        }
+    }
+
+    // Positions [s0, s0 + 256): scores, online softmax, values; only the groups of 32 that some row sees.
+    void step(int s0, const SoftmaxState& state) {
+        const int g0 = first_ > s0 ? (first_ - s0) / kCell : 0;
+        const int g1 = last_ < s0 + kSoftmaxStep ? (last_ - s0 + kCell - 1) / kCell : kStepGroups;
+        const int limit = last_ < t_.split1 * kSplit ? last_ : t_.split1 * kSplit;
+        const Cache *v[kStepGroups], *next[kStepGroups];
+        for (int g = g0; g < g1; ++g) {
+            const Cache* k = group_at(s0 + g * kCell);
+            v[g] = k + half_elements_;
+            const int after = s0 + kSoftmaxStep + g * kCell;
+            next[g] = after < limit ? group_at(after) : nullptr;
+            tiles_.scores(q_, k, cells_, s_ + g * kCell, v[g]);
+        }
+        const PerRow tops = maxima(s0, state);
+        PerRow factors, sums{};
+        for (int i = 0; i < kMaxTileRows; i += 16) decay(Vec::load(state.m + i), Vec::load(tops.v + i)).store(factors.v + i);
+        for (int r = 0; r < rows_; ++r) {
+            sums.v[r] = probabilities(r, s0, g0, g1, tops.v[r]);
+            if (factors.v[r] != 1.0f) {
+                const Vec f = Vec::set(factors.v[r]);
+                for (int d = 0; d < a_.padded_head; d += 16) (Vec::load(row(state, r) + d) * f).store(row(state, r) + d);
+            }
+        }
+        for (int i = 0; i < kMaxTileRows; i += 16) {
+            (Vec::load(state.l + i) * Vec::load(factors.v + i) + Vec::load(sums.v + i)).store(state.l + i);
+            Vec::load(tops.v + i).store(state.m + i);
+        }
+        tiles_.values(p_ + g0 * kCellSize, v + g0, g1 - g0, cells_, state.o, next + g0);
+    }
+
+    // What row r sees of the step: [lo, hi) relative to s0, empty if lo >= hi.
+    struct Sight {
+        int lo, hi;
+    };
+    Sight sight(int r, int s0) const {
+        const int lo = begin_[r] - s0, hi = end_[r] - s0;
+        return {lo > 0 ? lo : 0, hi < kSoftmaxStep ? hi : kSoftmaxStep};
+    }
+
+    // Caps, biases and masks the scores; max(m, largest score of the step) for each row.
+    PerRow maxima(int s0, const SoftmaxState& state) {
+        PerRow tops{};
+        const Vec hidden = Vec::set(-__builtin_inff());
+        for (int r = 0; r < rows_; ++r) {
+            const Sight see = sight(r, s0);
+            tops.v[r] = state.m[r];
+            if (see.lo >= see.hi) continue;
+            float* s = s_ + r * kScoreStride;
+            const int begin = see.lo / 16 * 16, end = round_up(see.hi, 16);
+            if (a_.softcap > 0) {
+                for (int i = begin; i < end; i += 16) soft_cap(Vec::load(s + i), Vec::set(a_.softcap)).store(s + i);
+            }
+            if (a_.alibi) add_slope(s, begin, end, s0, a_.alibi[query_head(a_, t_, r)]);
+            if (see.lo > begin) select(Vec::first_n(see.lo - begin), hidden, Vec::load(s + begin)).store(s + begin);
+            if (see.hi < end) select(Vec::first_n(see.hi - end + 16), Vec::load(s + end - 16), hidden).store(s + end - 16);
+            Vec top = hidden;
+            for (int i = begin; i < end; i += 16) top = max(top, Vec::load(s + i));
+            const float largest = top.reduce_max();
+            if (!(largest <= state.m[r])) tops.v[r] = largest;   // also where it is NaN
+        }
+        return tops;
+    }
+
+    static void add_slope(float* s, int begin, int end, int s0, float slope) {
+        alignas(64) float position[16];
+        for (int i = 0; i < 16; ++i) position[i] = static_cast<float>(s0 + begin + i);
+        Vec at = Vec::load(position);
+        for (int i = begin; i < end; i += 16, at = at + Vec::set(16.0f)) (Vec::load(s + i) + Vec::set(slope) * at).store(s + i);
+    }
+
+    // p = exp(s - top) over the groups [g0, g1), 0 where row r sees nothing; their sum, unrounded.
+    float probabilities(int r, int s0, int g0, int g1, float top) {
+        const Sight see = sight(r, s0);
+        const bool any = see.lo < see.hi;
+        const int begin = any ? see.lo / 16 : 2 * g1, end = any ? (see.hi + 15) / 16 : 2 * g1;
+        const float* s = s_ + r * kScoreStride;
+        const auto at = [&](int i) { return p_ + i / 2 * kCellSize + r * kCell + i % 2 * 16; };
+        for (int i = 2 * g0; i < begin; ++i) Tiles::put(at(i), Vec::zero());
+        const Vec m = Vec::set(top == -__builtin_inff() ? 0.0f : top);   // every score -inf: every p 0
+        Vec sum = Vec::zero();
+        for (int i = begin; i < end; ++i) {
+            const Vec e = exp(Vec::load(s + i * 16) - m);
+            sum = sum + e;
+            Tiles::put(at(i), e);
+        }
+        for (int i = end; i < 2 * g1; ++i) Tiles::put(at(i), Vec::zero());
+        return sum.reduce_add();
+    }
+
+    const Attention& a_;
+    const AttentionTask& t_;
+    const int rows_, cells_;
+    Tiles tiles_;
+    const uint8_t* pool_;
+    size_t group_elements_, half_elements_, head_offset_, block_bytes_;
+    Operand *q_, *p_;
+    float *s_, *states_;
+    int first_, last_;
+    int begin_[kMaxTileRows], end_[kMaxTileRows];
+};
+
+inline void attention_merge(const Attention& a, const AttentionTask& t, const float* partials, int splits) {
+    for (int r = 0; r < t.row1 - t.row0; ++r) {
+        alignas(64) float o[kMaxHead];
+        float m = -__builtin_inff(), l = 0.0f;
+        for (int d = 0; d < a.padded_head; d += 16) Vec::zero().store(o + d);
+        if (a.sinks && t.split0 > 0) {
+            m = a.sinks[query_head(a, t, r)];
+            l = 1.0f;
+        }
+        for (int i = 0; i < splits; ++i) {
+            const float* part = partials + static_cast<size_t>(i) * partial_floats(a.padded_head);
+            const float* ml = part + kMaxTileRows * a.padded_head + r;
+            merge_row(m, l, o, ml[0], ml[kMaxTileRows], part + r * a.padded_head, a.padded_head);
+        }
+        write_row(a, t, r, l, o);
+    }
+}
+
+}  // namespace
+}  // namespace di

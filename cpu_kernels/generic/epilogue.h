@@ -1,0 +1,100 @@
+// What happens to the sums of a product: bias, activation, gate, residual, rounding.
+#pragma once
+#include "../kernels.h"
+#include "inline.h"
+#include "math.h"
+
+namespace di {
+namespace {
+
+DI_INLINE Vec activate(Act act, Vec x) {
+    switch (act) {
+        case Act::Silu: return silu(x);
+        case Act::GeluTanh: return gelu_tanh(x);
+        case Act::GeluErf: return gelu_erf(x);
+        default: return x;
+    }
+}
+
+template <bool kValue> struct Flag { static constexpr bool value = kValue; };
+template <class F> DI_INLINE void with_flag(bool flag, F f) { flag ? f(Flag<true>{}) : f(Flag<false>{}); }
+
+DI_INLINE void put(float* y, Vec v) { v.store(y); }
+DI_INLINE void put(bf16* y, Vec v) { v.store_bf16(y); }
+
+// Rows of one band in 16 or 32 adjacent columns: y and the residual run with 32 elements a row.
+template <class Out> struct OutputRows {
+    Out* y;
+    const float* residual;
+    const float* bias;   // of the panel
+
+    OutputRows(const Gemm& g, int m, int p) {
+        const int column = g.gated ? 16 * p : 32 * p;
+        y = g.y.row<Out>(m) + column / kCell * g.y.step() + column % kCell;
+        bias = g.bias ? g.bias + 32 * p : nullptr;
+        residual = nullptr;
+        if (g.residual) {
+            View view = g.residual_view;
+            view.data = const_cast<float*>(g.residual);
+            residual = view.row<const float>(m) + column / kCell * view.step() + column % kCell;
+        }
+    }
+};
+
+template <class Out> DI_INLINE void finish_linear(const OutputRows<Out>& out, int rows, const float* sums) {
+    with_flag(out.bias, [&](auto biased) {
+        with_flag(out.residual, [&](auto added) {
+            const Vec bias[2] = {biased.value ? Vec::load(out.bias) : Vec::zero(),
+                                 biased.value ? Vec::load(out.bias + 16) : Vec::zero()};
+            for (int r = 0; r < rows; ++r) {
+                for (int h = 0; h < 2; ++h) {
+                    const size_t at = static_cast<size_t>(r) * kCell + 16 * h;
+                    Vec v = Vec::load(sums + at);
+                    if (biased.value) v = v + bias[h];
+                    if (added.value) v = v + Vec::load(out.residual + at);
+                    put(out.y + at, v);
+                }
+            }
+        });
+    });
+}
+
+template <class Out> DI_INLINE void finish_gated(const OutputRows<Out>& out, Act act, int rows, const float* sums) {
+    for (int r = 0; r < rows; ++r) {
+        const size_t at = static_cast<size_t>(r) * kCell;
+        Vec gate = Vec::load(sums + at), up = Vec::load(sums + at + 16);
+        if (out.bias) {
+            gate = gate + Vec::load(out.bias);
+            up = up + Vec::load(out.bias + 16);
+        }
+        Vec v = activate(act, gate) * up;
+        if (out.residual) v = v + Vec::load(out.residual + at);
+        put(out.y + at, v);
+    }
+}
+
+template <class Out> DI_INLINE void finish_activated(const OutputRows<Out>& out, Act act, int rows, const float* sums) {
+    for (int r = 0; r < 2 * rows; ++r) {
+        const size_t at = static_cast<size_t>(r) * 16;
+        Vec v = Vec::load(sums + at);
+        if (out.bias) v = v + Vec::load(out.bias + at % kCell);
+        v = activate(act, v);
+        if (out.residual) v = v + Vec::load(out.residual + at);
+        put(out.y + at, v);
+    }
+}
+
+// sums[rows][32] are the finished sums of rows [m, m + rows), all of one band, and panel p.
+template <class Out> DI_NOINLINE void finish_as(const Gemm& g, int m, int rows, int p, const float* sums) {
+    const OutputRows<Out> out(g, m, p);
+    if (g.gated) return finish_gated(out, g.act, rows, sums);
+    if (g.act != Act::None) return finish_activated(out, g.act, rows, sums);
+    finish_linear(out, rows, sums);
+}
+
+DI_INLINE void finish(const Gemm& g, int m, int rows, int p, const float* sums) {
+    g.y.dtype == DType::F32 ? finish_as<float>(g, m, rows, p, sums) : finish_as<bf16>(g, m, rows, p, sums);
+}
+
+}  // namespace
+}  // namespace di

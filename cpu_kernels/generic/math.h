@@ -1,0 +1,53 @@
+// Elementary functions over Vec, as docs/arithmetic.md defines them: the same bits on every tier.
+// Included after the tier's vec.h. Programs run with flush-to-zero and denormals-are-zero.
+#pragma once
+#include "inline.h"
+
+namespace di {
+namespace {
+
+// Range reduction and polynomial of Cephes expf (S. L. Moshier); relative error about 1e-7 on [-87, 88].
+DI_INLINE Vec exp(Vec x) {
+    const Vec capped = min(x, Vec::set(88.0f));
+    const Vec n = rint(capped * Vec::set(1.44269504088896341f));
+    Vec r = fma(-n, Vec::set(0.693359375f), capped);
+    r = fma(-n, Vec::set(-2.12194440e-4f), r);
+    Vec p = Vec::set(1.9875691500e-4f);
+    p = fma(p, r, Vec::set(1.3981999507e-3f));
+    p = fma(p, r, Vec::set(8.3334519073e-3f));
+    p = fma(p, r, Vec::set(4.1665795894e-2f));
+    p = fma(p, r, Vec::set(1.6666665459e-1f));
+    p = fma(p, r, Vec::set(5.0000001201e-1f));
+    const Vec y = fma(p, r * r, r + Vec::set(1.0f)) * pow2(n);
+    return select(is_nan(x), x, select(less(x, Vec::set(-87.0f)), Vec::zero(), y));
+}
+
+DI_INLINE Vec silu(Vec x) { return x / (Vec::set(1.0f) + exp(-x)); }
+
+DI_INLINE Vec tanh(Vec x) { return Vec::set(1.0f) - Vec::set(2.0f) / (Vec::set(1.0f) + exp(Vec::set(2.0f) * x)); }
+
+// x · sigmoid(2u): 0.5 · x · (1 + tanh(u)) without the cancellation.
+DI_INLINE Vec gelu_tanh(Vec x) {
+    const Vec u = Vec::set(0.7978845608f) * fma(Vec::set(0.044715f) * x * x, x, x);
+    return x / (Vec::set(1.0f) + exp(Vec::set(-2.0f) * u));
+}
+
+// Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26; absolute error below 1.5e-7 before rounding.
+DI_INLINE Vec erf(Vec x) {
+    const Vec a = abs(x);
+    const Vec t = Vec::set(1.0f) / fma(Vec::set(0.3275911f), a, Vec::set(1.0f));
+    Vec p = Vec::set(1.061405429f);
+    p = fma(p, t, Vec::set(-1.453152027f));
+    p = fma(p, t, Vec::set(1.421413741f));
+    p = fma(p, t, Vec::set(-0.284496736f));
+    p = fma(p, t, Vec::set(0.254829592f));
+    const Vec y = Vec::set(1.0f) - p * t * exp(-(a * a));
+    return select(less(x, Vec::zero()), -y, y);
+}
+
+DI_INLINE Vec gelu_erf(Vec x) {
+    return Vec::set(0.5f) * x * (Vec::set(1.0f) + erf(x / Vec::set(1.41421356237f)));
+}
+
+}  // namespace
+}  // namespace di

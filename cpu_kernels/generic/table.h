@@ -1,0 +1,47 @@
+// The table of a tier whose kernels all come from generic/. Included last, after the tier's vec.h.
+#pragma once
+#include "../kernels.h"
+#include "attention_fma.h"
+#include "convert.h"
+#include "elementwise.h"
+#include "embed.h"
+#include "gemm.h"
+#include "norm.h"
+#include "pack.h"
+#include "reduce.h"
+#include "rope.h"
+
+namespace di {
+namespace {
+
+constexpr KernelTable generic_table(const char* name) {
+    KernelTable t{};
+    t.name = name;
+    t.gemm_f32 = gemm_f32;
+    t.gemm_f16 = gemm_f16;
+    t.gemm_bf16 = gemm_bf16;
+    t.pack = pack;
+    t.convert = convert;
+    t.rms_norm = rms_norm;
+    t.layer_norm = layer_norm;
+    t.embed = embed;
+    t.rope = rope;
+    t.kv_write = kv_write;
+    t.act = act;
+    t.mul = mul;
+    t.add = add;
+    t.scale = scale;
+    t.softcap = softcap;
+    t.cast = cast;
+    t.attention_f32 = attention_f32;
+    t.attention_bf16 = attention_bf16;
+    t.attention_merge = attention_merge;
+    t.max = row_max;
+    t.sum_exp = sum_exp;
+    t.exp_shifted = exp_shifted;
+    t.read_sum = read_sum;
+    return t;
+}
+
+}  // namespace
+}  // namespace di

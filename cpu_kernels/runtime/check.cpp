@@ -1,0 +1,188 @@
+// What a program must satisfy before its first step: afterwards no instruction looks at shapes again.
+#include <cstdarg>
+#include <cstdio>
+
+#include "program.h"
+
+namespace di {
+namespace {
+
+class Checker {
+  public:
+    Checker(const di_instr& in, const std::vector<di_slot>& slots, const std::vector<Weight>& weights, char* why, size_t why_bytes)
+        : in_(in), slots_(slots), weights_(weights), why_(why), why_bytes_(why_bytes) {}
+
+    bool ok = true;
+
+    void require(bool condition, const char* format, ...) __attribute__((format(printf, 3, 4))) {
+        if (condition || !ok) return;
+        ok = false;
+        const int n = std::snprintf(why_, why_bytes_, "instruction with code %d: ", in_.op);
+        if (n < 0 || static_cast<size_t>(n) >= why_bytes_) return;
+        va_list args;
+        va_start(args, format);
+        std::vsnprintf(why_ + n, why_bytes_ - static_cast<size_t>(n), format, args);
+        va_end(args);
+    }
+
+    // A slot that must be there; the first slot stands in for a missing one so that later checks have something to read.
+    const di_slot& slot(int id) {
+        require(id >= 0 && static_cast<size_t>(id) < slots_.size(), "slot %d does not exist", id);
+        return ok ? slots_[static_cast<size_t>(id)] : slots_[0];
+    }
+    const di_slot& input(int i) { return slot(in_.in[i]); }
+    const di_slot& output() { return slot(in_.out[0]); }
+
+    const Weight& matrix(int i, bool table_too) {
+        const Weight& w = weight(i);
+        require(w.desc.kind == DI_WEIGHT_LINEAR || (table_too && w.desc.kind == DI_WEIGHT_TABLE), "weight %d is of the wrong kind", in_.weight[i]);
+        return w;
+    }
+    void vector(int i, int n, bool optional) {
+        if (optional && in_.weight[i] < 0) return;
+        const Weight& w = weight(i);
+        require(w.desc.kind == DI_WEIGHT_VECTOR && w.desc.n >= n, "weight %d is no vector of %d elements", in_.weight[i], n);
+    }
+    void same_rows(const di_slot& a, const di_slot& b) { require(a.rows == b.rows, "inputs and outputs have different rows"); }
+
+  private:
+    const Weight& weight(int i) {
+        const int id = in_.weight[i];
+        static const Weight none{};
+        require(id >= 0 && static_cast<size_t>(id) < weights_.size(), "weight %d does not exist", id);
+        return ok ? weights_[static_cast<size_t>(id)] : none;
+    }
+
+    const di_instr& in_;
+    const std::vector<di_slot>& slots_;
+    const std::vector<Weight>& weights_;
+    char* why_;
+    size_t why_bytes_;
+};
+
+void check_linear(Checker& c, const di_instr& in) {
+    const di_slot &x = c.input(0), &y = c.output();
+    const Weight& w = c.matrix(0, false);
+    c.same_rows(x, y);
+    const bool gated = (in.i[0] & DI_ACT_MUL_BIT) != 0;
+    const int columns = gated ? w.desc.n / 2 : w.desc.n, kind = in.i[0] & ~DI_ACT_MUL_BIT;
+    c.require(kind >= DI_ACT_NONE && kind <= DI_ACT_GELU_ERF, "activation %d is unknown", in.i[0]);
+    c.require(x.cols == w.k_cells * kCell, "%d input columns meet %d of the weight", x.cols, w.k_cells * kCell);
+    c.require(y.cols == columns, "%d output columns for %d of the weight", y.cols, columns);
+    c.require((x.dtype == DI_BF16) == (w.desc.dtype == DI_BF16), "bf16 weights take bf16 activations, fp32 and fp16 weights fp32 ones");
+    c.vector(1, w.desc.n, true);
+    if (in.in[1] >= 0) {
+        const di_slot& residual = c.input(1);
+        c.same_rows(residual, y);
+        c.require(residual.dtype == DI_F32 && residual.cols == y.cols, "the residual is no fp32 value of %d columns", y.cols);
+    }
+}
+
+void check_heads(Checker& c, const di_slot& slot, int heads, int head_size) {
+    c.require(heads >= 1 && head_size >= 2 && head_size % 2 == 0 && head_size <= kMaxHead, "%d heads of %d columns; head sizes are even, 2 to %d",
+              heads, head_size, kMaxHead);
+    c.require(slot.dtype == DI_F32 && slot.cols == heads * round_up(head_size, kCell), "%d columns are not %d padded heads of %d, in fp32", slot.cols,
+              heads, head_size);
+}
+
+void check_rotation(Checker& c, const di_slot& table, int rotary, int head_size, int style) {
+    c.require(rotary >= 2 && rotary <= head_size && rotary % 2 == 0, "%d rotary columns of %d", rotary, head_size);
+    c.require(table.dtype == DI_F32 && table.cols >= rotary, "the rope table has %d columns for %d", table.cols, rotary);
+    c.require(style == DI_ROPE_NEOX || style == DI_ROPE_INTERLEAVED, "rope style %d is unknown", style);
+}
+
+void check_cache(Checker& c, const di_kv_desc& kv, int layer, int heads, int head_size) {
+    c.require(layer >= 0 && layer < kv.layers && heads == kv.heads && head_size == kv.head_size,
+              "layer %d with %d heads of %d does not fit the KV cache (%d layers, %d heads of %d)", layer, heads, head_size, kv.layers, kv.heads,
+              kv.head_size);
+}
+
+}  // namespace
+
+bool check_instr(const di_instr& in, const std::vector<di_slot>& slots, const std::vector<Weight>& weights, const di_kv_desc& kv, char* why,
+                 size_t why_bytes) {
+    Checker c(in, slots, weights, why, why_bytes);
+    c.require(op_function(in.op) != nullptr, "unknown to this device");
+    if (!c.ok) return false;
+    switch (in.op) {
+        case DI_OP_EMBED: {
+            const Weight& w = c.matrix(0, true);
+            c.require(c.output().cols == w.k_cells * kCell && c.output().dtype == DI_F32, "the output is no fp32 row of the table");
+            break;
+        }
+        case DI_OP_ROPE_TABLE:
+            c.require(in.i[0] >= DI_ROPE_STATIC && in.i[0] <= DI_ROPE_LONG, "rope kind %d is unknown", in.i[0]);
+            c.require(in.i[1] >= 1 && c.output().dtype == DI_F32 && c.output().cols >= 2 * in.i[1], "%d columns for a table of 2 x %d", c.output().cols, in.i[1]);
+            c.vector(0, in.i[1], false);
+            c.vector(1, in.i[1], in.i[0] != DI_ROPE_LONG);
+            break;
+        case DI_OP_RMS_NORM:
+        case DI_OP_LAYER_NORM:
+            c.same_rows(c.input(0), c.output());
+            c.require(c.input(0).dtype == DI_F32 && c.input(0).cols == c.output().cols, "norms read fp32 and keep the columns");
+            c.require(in.i[0] >= 1 && in.i[0] <= c.input(0).cols, "%d columns count of %d", in.i[0], c.input(0).cols);
+            c.vector(0, c.input(0).cols, false);
+            c.vector(1, c.input(0).cols, true);
+            break;
+        case DI_OP_LINEAR: check_linear(c, in); break;
+        case DI_OP_HEAD_NORM:
+            check_heads(c, c.output(), in.i[0], in.i[1]);
+            check_heads(c, c.input(0), in.i[0], in.i[1]);
+            c.vector(0, round_up(in.i[1], kCell), false);
+            break;
+        case DI_OP_ROPE:
+            check_heads(c, c.output(), in.i[0], in.i[1]);
+            check_heads(c, c.input(0), in.i[0], in.i[1]);
+            check_rotation(c, c.input(1), in.i[2], in.i[1], in.i[3]);
+            break;
+        case DI_OP_KV_WRITE:
+            check_heads(c, c.input(0), in.i[1], in.i[2]);
+            check_heads(c, c.input(1), in.i[1], in.i[2]);
+            check_cache(c, kv, in.i[0], in.i[1], in.i[2]);
+            break;
+        case DI_OP_ROPE_KV:
+            check_heads(c, c.output(), in.i[1], in.i[3]);
+            check_heads(c, c.input(0), in.i[1], in.i[3]);
+            check_heads(c, c.input(1), in.i[2], in.i[3]);
+            check_heads(c, c.input(2), in.i[2], in.i[3]);
+            if (in.in[3] >= 0) check_rotation(c, c.input(3), in.i[4], in.i[3], in.i[5]);
+            check_cache(c, kv, in.i[0], in.i[2], in.i[3]);
+            c.vector(0, round_up(in.i[3], kCell), true);
+            c.vector(1, round_up(in.i[3], kCell), true);
+            break;
+        case DI_OP_ATTENTION:
+            check_heads(c, c.input(0), in.i[1], in.i[3]);
+            c.require(c.output().cols == c.input(0).cols, "%d output columns for %d of the queries", c.output().cols, c.input(0).cols);
+            c.require(in.i[2] >= 1 && in.i[1] % in.i[2] == 0, "%d query heads on %d key heads", in.i[1], in.i[2]);
+            c.require(in.i[4] >= 0, "window %d", in.i[4]);
+            check_cache(c, kv, in.i[0], in.i[2], in.i[3]);
+            c.vector(0, in.i[1], true);
+            c.vector(1, in.i[1], true);
+            break;
+        case DI_OP_MUL:
+        case DI_OP_ADD:
+            c.same_rows(c.input(1), c.output());
+            c.require(c.input(1).cols == c.output().cols, "columns differ");
+            [[fallthrough]];
+        case DI_OP_ACT:
+        case DI_OP_SCALE:
+        case DI_OP_SOFTCAP:
+        case DI_OP_CAST:
+            c.same_rows(c.input(0), c.output());
+            c.require(c.input(0).cols == c.output().cols, "columns differ");
+            if (in.op == DI_OP_ACT) c.require(in.i[0] >= DI_ACT_NONE && in.i[0] <= DI_ACT_GELU_ERF, "activation %d is unknown", in.i[0]);
+            break;
+        case DI_OP_GATHER_ROWS:
+            c.require(c.input(0).rows == DI_ROWS_T && c.output().rows == DI_ROWS_R, "gathers token rows into logit rows");
+            c.require(c.input(0).cols == c.output().cols && c.input(0).dtype == c.output().dtype, "columns or types differ");
+            break;
+        case DI_OP_SAMPLE:
+            c.require(c.input(0).rows == DI_ROWS_R && c.input(0).dtype == DI_F32 && in.i[0] >= 1 && in.i[0] <= c.input(0).cols,
+                      "%d tokens in %d fp32 logit columns", in.i[0], c.input(0).cols);
+            break;
+        default: break;
+    }
+    return c.ok;
+}
+
+}  // namespace di

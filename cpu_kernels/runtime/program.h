@@ -1,0 +1,123 @@
+// A program on the CPU: its instructions, packed weights, KV pool, activations, and the run of one step over them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "../../dashinfer_lite/include/dashinfer_device.h"
+#include "../kernels.h"
+#include "attention_plan.h"
+#include "os.h"
+#include "sampler.h"
+#include "team.h"
+
+namespace di {
+
+// What an open device owns and its programs share.
+struct CpuDevice {
+    const KernelTable* kernels;
+    Team* team;
+};
+
+struct Weight {
+    di_weight_desc desc;
+    uint8_t* data;
+    int32_t k_cells;        // cells over the padded K; tables: cells of a row
+};
+
+class Program {
+  public:
+    // Null, with the reason in `why`, where the device cannot run it or memory is short.
+    static Program* create(CpuDevice* device, const di_program_desc& desc, char* why, size_t why_bytes);
+    ~Program();
+    Program(const Program&) = delete;
+    Program& operator=(const Program&) = delete;
+
+    int weight_write(int weight, int row0, int rows, const void* const* row_data, DType source, char* why, size_t why_bytes);
+    int run(const di_step& step, char* why, size_t why_bytes);
+
+    int64_t block_bytes() const { return static_cast<int64_t>(kv_.block_bytes()); }
+    int kv_move(bool to_host, int n, const int32_t* blocks, void* const* host);
+    int slot_write(int slot, int rows, const float* data);
+    int slot_read(int slot, int rows, float* data);
+    void stats(di_stats* out) const;
+    void profile(bool on) { profiling_ = on; }
+
+  private:
+    friend struct Run;
+    explicit Program(CpuDevice* device) : device_(device) {}
+
+    bool prepare(const di_program_desc& desc, char* why, size_t why_bytes);
+    int check(const di_step& step, char* why, size_t why_bytes) const;
+    void index_tokens(const di_step& step);
+    void plan_attention(const di_step& step);
+
+    CpuDevice* device_;
+    std::vector<di_slot> slots_;
+    std::vector<di_instr> body_, tail_;
+    std::vector<Weight> weights_;
+    di_kv_desc kv_desc_{};
+    KvLayout kv_{};
+    int32_t max_tokens_ = 0, tail_rows_ = 0, max_seqs_ = 0, max_logprobs_ = 0, vocab_ = 0;
+    Memory weight_memory_{}, kv_memory_{}, arena_memory_{}, scratch_memory_{};
+    size_t scratch_stride_ = 0;
+
+    std::vector<int32_t> last_token_;                   // by sequence slot
+    std::vector<int32_t> token_, block_of_, offset_of_, history_of_;   // [T] of the current step
+    std::vector<AttentionPlan> plans_;
+    std::vector<int> plan_of_;                          // body instruction → plan, or -1
+    std::unique_ptr<Counter[]> counters_;               // two a body instruction: tasks and merges; the last one: sampled rows
+    std::vector<SamplerScratch> sampler_scratch_;       // a thread
+    std::vector<bool> touched_;                         // blocks that were ever handed out
+    int64_t blocks_touched_ = 0;
+    bool profiling_ = false;
+    int64_t last_step_ns_ = 0;
+    int64_t op_ns_[32] = {};
+};
+
+// One thread's view of a step while it runs.
+struct Run {
+    Program& program;
+    const KernelTable& kernels;
+    const di_step& step;
+    int thread, threads;
+    int tail_row = 0, tail_count = 0;                   // the current tile of logit rows
+
+    void barrier() const { program.device_->team->barrier(thread); }
+    int rows(const di_slot& slot) const { return slot.rows == DI_ROWS_T ? step.T : tail_count; }
+    View view(int slot) const;
+    const Weight& weight(int id) const { return program.weights_[static_cast<size_t>(id)]; }
+    const float* vector(int id) const { return id < 0 ? nullptr : reinterpret_cast<const float*>(weight(id).data); }
+    const KvLayout& kv() const { return program.kv_; }
+    float* scratch() const;
+    const int32_t* tokens() const { return program.token_.data(); }
+    const int32_t* block_of() const { return program.block_of_.data(); }
+    const int32_t* offset_of() const { return program.offset_of_.data(); }
+    const int32_t* history_of() const { return program.history_of_.data(); }
+    AttentionPlan& plan(int index) const { return program.plans_[static_cast<size_t>(program.plan_of_[static_cast<size_t>(index)])]; }
+    Counter& counter(int index, int which) const { return program.counters_[static_cast<size_t>(index * 2 + which)]; }
+    Counter& sample_counter() const { return program.counters_[program.body_.size() * 2]; }
+    SamplerScratch& sampler_scratch() const { return program.sampler_scratch_[static_cast<size_t>(thread)]; }
+    int vocab() const { return program.vocab_; }
+    int max_logprobs() const { return program.max_logprobs_; }
+    int32_t* last_token() const { return program.last_token_.data(); }
+    int slots() const { return static_cast<int>(program.last_token_.size()); }
+};
+
+// Does this thread's share of one instruction; `index` is its place in the body, or -1 in the tail.
+using OpFn = void (*)(const Run& run, const di_instr& instr, int index);
+OpFn op_function(int op);           // null: unknown
+
+// Whether a program's instruction is one that this device can run; the reason in `why` otherwise.
+bool check_instr(const di_instr& instr, const std::vector<di_slot>& slots, const std::vector<Weight>& weights, const di_kv_desc& kv,
+                 char* why, size_t why_bytes);
+
+struct Range {
+    int begin, end;
+};
+inline Range share(int n, int part, int parts) {
+    return {static_cast<int>(static_cast<int64_t>(n) * part / parts), static_cast<int>(static_cast<int64_t>(n) * (part + 1) / parts)};
+}
+
+}  // namespace di

@@ -1,0 +1,12 @@
+#include "vec.h"
+
+#include "../generic/table.h"
+
+namespace di {
+
+const KernelTable* scalar_table() {
+    static constexpr KernelTable table = generic_table("scalar");
+    return &table;
+}
+
+}  // namespace di

@@ -1,0 +1,1 @@
+"""The program `dashinfer-lite`: chat, generate, bench, info."""

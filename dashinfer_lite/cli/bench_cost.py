@@ -1,0 +1,89 @@
+"""What a program must at least read and compute: the numerators of the roofline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dashinfer_lite.graph.plan import ITEM_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dashinfer_lite.graph.program import Instr, Program, WeightSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Bytes and operations of a program.
+
+    linear_bytes     packed matrices that every step reads, the head included
+    packed_bytes     all weights, with embedding tables and vectors
+    matmul_weights   elements of the body's matrices, without padding
+    head_weights     elements of the head
+    kv_token_bytes   keys and values of one token in all layers
+    pair_operations  operations of attention for one query and one key in all layers
+    step_tokens      most tokens of a step
+    """
+
+    linear_bytes: int
+    packed_bytes: int
+    matmul_weights: int
+    head_weights: int
+    kv_token_bytes: int
+    pair_operations: int
+    step_tokens: int
+
+    def prefill_operations(self, tokens: int) -> float:
+        """Operations of a prompt: 2 a matrix element and token, causal attention, one row of the head."""
+        pairs = tokens * (tokens + 1) // 2
+        return 2.0 * self.matmul_weights * tokens + float(self.pair_operations) * pairs + 2.0 * self.head_weights
+
+    def decode_operations(self, sequences: int, context: float) -> float:
+        """Operations of one step that generates a token for each of some sequences."""
+        return sequences * (2.0 * (self.matmul_weights + self.head_weights) + self.pair_operations * context)
+
+    def prefill_bytes(self, tokens: int) -> float:
+        """Bytes that a prompt reads: the weights once a step, and the earlier steps' keys and values."""
+        steps = -(-tokens // self.step_tokens)
+        earlier = self.step_tokens * steps * (steps - 1) // 2
+        return float(self.linear_bytes) * steps + float(self.kv_token_bytes) * earlier
+
+    def decode_bytes(self, sequences: int, context: float) -> float:
+        """Bytes that such a step reads: the weights once, and every sequence's keys and values."""
+        return self.linear_bytes + sequences * context * self.kv_token_bytes
+
+
+def cost_of(program: Program, head_align: int) -> Cost:
+    """Count a program's bytes and operations; `head_align` is the device's padding of a head."""
+    body, tail = _matrices(program, program.body), _matrices(program, program.tail)
+    kv = program.kv
+    head_size = -(-kv.head_size // head_align) * head_align
+    pairs = 0
+    for instr in program.body:
+        if instr.op == "attention":
+            _, query_heads, _, columns, _ = instr.ints
+            pairs += 4 * query_heads * columns
+    return Cost(
+        linear_bytes=sum(_packed(weight) for weight in {id(w): w for w in [*body, *tail]}.values()),
+        packed_bytes=sum(_packed(weight) for weight in program.weights),
+        matmul_weights=sum(_elements(weight) for weight in body),
+        head_weights=sum(_elements(weight) for weight in tail),
+        kv_token_bytes=2 * kv.layers * kv.heads * head_size * ITEM_BYTES[kv.dtype],
+        pair_operations=pairs,
+        step_tokens=program.limits.max_tokens,
+    )
+
+
+def _matrices(program: Program, code: Iterable[Instr]) -> list[WeightSpec]:
+    return [program.weights[instr.weights[0]] for instr in code if instr.op == "linear"]
+
+
+def _packed(weight: WeightSpec) -> int:
+    if weight.kind == "vector":
+        return 4 * weight.n
+    return weight.n * (weight.k // weight.k_group * weight.k_group_padded) * ITEM_BYTES[weight.dtype]
+
+
+def _elements(weight: WeightSpec) -> int:
+    return int((weight.part_index >= 0).sum()) * weight.k

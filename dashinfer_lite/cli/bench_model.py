@@ -1,0 +1,113 @@
+"""Models of real shapes with random weights, made in memory while they are loaded: no download, no disk."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from dashinfer_lite.errors import ModelError
+from dashinfer_lite.weights.safetensors import TensorInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dashinfer_lite.weights.safetensors import Array
+
+# hidden, layers, heads, KV heads, MLP, vocabulary, tied head
+_SIZES: Final = {
+    "tiny": (64, 2, 4, 2, 128, 512, True),
+    "qwen2.5-0.5b": (896, 24, 14, 2, 4864, 151936, True),
+    "qwen2.5-1.5b": (1536, 28, 12, 2, 8960, 151936, True),
+    "qwen2.5-7b": (3584, 28, 28, 4, 18944, 152064, False),
+}
+SHAPES: Final = tuple(_SIZES)
+SPREAD: Final = 0.02  # standard deviation of the weights
+TABLE: Final = 1 << 22  # numbers drawn once; every weight row is a window of them
+
+
+def shape_config(shape: str) -> dict[str, Any]:
+    """The config.json of a shape: Qwen2 with bf16 weights."""
+    hidden, layers, heads, kv_heads, mlp, vocab, tied = _SIZES[shape]
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": mlp,
+        "vocab_size": vocab,
+        "tie_word_embeddings": tied,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "max_position_embeddings": 32768,
+        "torch_dtype": "bfloat16",
+    }
+
+
+class RandomWeights:
+    """A WeightReader whose tensors are normal numbers of the model's shape, as bf16; norms are 1.
+
+    A row is a window of one table of random numbers that begins where the tensor's name and the row number say: the same
+    in every read and on every machine, at the speed of copying memory.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._shapes = _tensor_shapes(config)
+        numbers = np.random.Generator(np.random.Philox(7)).standard_normal(TABLE, np.float32) * np.float32(SPREAD)
+        self._table = ((numbers.view(np.uint32) + 0x8000) >> 16).astype(np.uint16)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._shapes)
+
+    def info(self, name: str) -> TensorInfo:
+        shape = self._shape(name)
+        return TensorInfo(name, "bf16", shape, Path("(random)"), 0, 2 * int(np.prod(shape)))
+
+    def read(self, name: str) -> Array:
+        return self.read_rows(name, 0, self._shape(name)[0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> Array:
+        shape = self._shape(name)
+        if name.endswith("norm.weight"):
+            return np.full(stop - start, 0x3F80, np.uint16)
+        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little")
+        if len(shape) == 1:
+            return self._windows(stop)[seed % (TABLE - stop)][start:stop].copy()
+        begins = (seed + np.arange(start, stop, dtype=np.int64) * 7919) % (TABLE - shape[1])
+        return self._windows(shape[1])[begins]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        try:
+            return self._shapes[name]
+        except KeyError:
+            raise ModelError(f"the random model lacks tensor {name}") from None
+
+    def _windows(self, width: int) -> Array:
+        return np.lib.stride_tricks.sliding_window_view(self._table, width)
+
+
+def _tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, mlp, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        for name, rows in (("q", hidden), ("k", kv), ("v", kv)):
+            shapes[f"{at}self_attn.{name}_proj.weight"] = (rows, hidden)
+            shapes[f"{at}self_attn.{name}_proj.bias"] = (rows,)
+        shapes[f"{at}self_attn.o_proj.weight"] = (hidden, hidden)
+        shapes[f"{at}mlp.gate_proj.weight"] = shapes[f"{at}mlp.up_proj.weight"] = (mlp, hidden)
+        shapes[f"{at}mlp.down_proj.weight"] = (hidden, mlp)
+        shapes[f"{at}input_layernorm.weight"] = shapes[f"{at}post_attention_layernorm.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (vocab, hidden)
+    return shapes

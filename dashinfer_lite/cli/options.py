@@ -1,0 +1,114 @@
+"""The options that commands share: which model, on what, and how tokens are drawn."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dashinfer_lite.cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dashinfer_lite.llm import LLM
+    from dashinfer_lite.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready, and the seconds that took."""
+
+    llm: LLM
+    load_s: float
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the model folder and everything that LLM() takes."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="FOLDER", help="a folder in the Hugging Face format; default: the embedded demo model")
+    group.add_argument("--device", default="cpu", help="what computes: cpu, or another one that `info` lists (default: %(default)s)")
+    group.add_argument("--dtype", default="auto", choices=("auto", "fp32", "fp16", "bf16"), help="type of the weights (default: as stored)")
+    group.add_argument("--kv-cache", default="auto", choices=("auto", "fp32", "bf16"), help="type of the KV cache (default: by the weights)")
+    group.add_argument("--kv-memory", default="2GiB", metavar="SIZE", help="most memory for the KV cache (default: %(default)s)")
+    group.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: the physical cores)")
+    group.add_argument("--max-context", type=int, metavar="N", help="most tokens of prompt and answer (default: the model's)")
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments for LLM() that `add_model_options` collected, the model folder aside."""
+    names = ("device", "dtype", "kv_cache", "kv_memory", "threads", "max_context")
+    return {name: getattr(args, name) for name in names}
+
+
+def load(args: argparse.Namespace, **more: Any) -> Loaded:
+    """Load the model with a progress bar on a terminal."""
+    from dashinfer_lite import LLM
+
+    begin = time.perf_counter()
+    with ProgressBar("loading") as progress:
+        llm = LLM(args.model, **model_options(args), progress=progress, **more)
+    return Loaded(llm, time.perf_counter() - begin)
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+    """Add one option for each sampling parameter; what is not given stays the model's or SamplingParams' default."""
+    group = parser.add_argument_group("sampling", "see SamplingParams for the meaning and the order of these")
+    group.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help="at most so many tokens (default: %(default)s)")
+    for name, kind, metavar, text in _VALUES:
+        group.add_argument(_flag(name), type=kind, metavar=metavar, help=text)
+    for flag, name, kind, metavar, text in _LISTS:
+        group.add_argument(flag, dest=name, action="append", type=kind, metavar=metavar, help=f"{text}; may be repeated")
+    group.add_argument("--ignore-eos", action="store_true", help="go on after the model's end of text")
+    group.add_argument("--include-stop", action="store_true", help="keep the stop text in the answer")
+    group.add_argument("--keep-special-tokens", action="store_true", help="show special tokens in the answer")
+
+
+def sampling_params(args: argparse.Namespace, **more: Any) -> SamplingParams:
+    """The parameters that were given, and `more`; RequestError names the one that is wrong."""
+    from dashinfer_lite import SamplingParams
+
+    given = {name: value for name, *_ in _VALUES if (value := getattr(args, name)) is not None}
+    given |= {name: value for _, name, *_ in _LISTS if (value := getattr(args, name)) is not None}
+    if "logit_bias" in given:
+        given["logit_bias"] = dict(given["logit_bias"])
+    return SamplingParams(
+        max_tokens=args.max_tokens,
+        ignore_eos=args.ignore_eos,
+        include_stop_str_in_output=args.include_stop,
+        skip_special_tokens=not args.keep_special_tokens,
+        **({"temperature": 0.0} | given | more),
+    )
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected ID=B, such as 42=-100") from None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+_VALUES: tuple[tuple[str, Callable[[str], Any], str, str], ...] = (
+    ("temperature", float, "T", "0: the most likely token always; 1: as the model says (default: 0)"),
+    ("top_k", int, "K", "draw among the K most likely tokens"),
+    ("top_p", float, "P", "draw among the fewest tokens that have the probability P together"),
+    ("min_p", float, "P", "draw among tokens at least P times as likely as the best"),
+    ("repetition_penalty", float, "R", "above 1: tokens that occurred become less likely"),
+    ("presence_penalty", float, "R", "taken from the logit of every token that the answer holds"),
+    ("frequency_penalty", float, "R", "the same for each time that it holds it"),
+    ("no_repeat_ngram_size", int, "N", "no run of N tokens occurs twice"),
+    ("min_tokens", int, "N", "at least so many tokens"),
+    ("seed", int, "N", "the same seed gives the same answer"),
+)
+_LISTS: tuple[tuple[str, str, Callable[[str], Any], str, str], ...] = (
+    ("--stop", "stop", str, "TEXT", "end before this text"),
+    ("--stop-token-id", "stop_token_ids", int, "ID", "end after this token"),
+    ("--bad-word", "bad_words", str, "TEXT", "never say this"),
+    ("--logit-bias", "logit_bias", _bias, "ID=B", "add B to a token's logit"),
+)

@@ -1,0 +1,225 @@
+"""The engine's core: requests that are alive, and one turn after the other."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from dashinfer_lite.devices.step import STATUS_EMPTY, STATUS_OK
+from dashinfer_lite.engine.batch import Batch, Drawn
+from dashinfer_lite.engine.kv_cache import KvCache
+from dashinfer_lite.engine.metrics import Counters
+from dashinfer_lite.engine.sample import RawLogprobs
+from dashinfer_lite.engine.scheduler import Chunk, Scheduler
+from dashinfer_lite.errors import DashInferError, DeviceError, ModelError, RequestError
+
+if TYPE_CHECKING:
+    from dashinfer_lite.devices.base import Executable
+    from dashinfer_lite.engine.request import Request, Status
+    from dashinfer_lite.engine.sequence import Sequence
+    from dashinfer_lite.graph.program import Program
+
+_log = logging.getLogger("dashinfer_lite")
+
+
+class _Flight(NamedTuple):
+    """A submitted step whose results are still to come."""
+
+    number: int
+    ticket: int
+    batch: Batch
+
+
+class Core:
+    """All state that changes from turn to turn. It belongs to one thread at a time and knows nothing of others.
+
+    Up to `async_depth` steps are in flight: a sequence runs ahead on the token that the device drew, unless its next
+    mask or its end depends on tokens that the host must have seen. What ran ahead of an end is ignored.
+    """
+
+    def __init__(
+        self,
+        executable: Executable,
+        program: Program,
+        max_context: int,
+        prefix_cache: bool,
+        dequeued: Callable[[], None],
+    ) -> None:
+        """`dequeued` is called once for each request, when its first step is planned or it ends before that."""
+        limits = program.limits
+        self.counters = Counters()
+        self.kv = KvCache(program.kv.blocks, program.kv.block_tokens, prefix_cache)
+        self.scheduler = Scheduler(self.kv, limits.max_tokens, limits.max_seqs)
+        self._executable = executable
+        self._dequeued = dequeued
+        self._live: dict[Request, list[Sequence]] = {}
+        self._flights: deque[_Flight] = deque()
+        max_blocks = self.kv.blocks_for(max_context)
+        self._batches = [
+            Batch(limits, max_blocks, max_context, program.position_rows)
+            for _ in range(max(1, executable.info.async_depth))
+        ]
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._live and not self._flights
+
+    def begin(self, request: Request, sequences: list[Sequence]) -> None:
+        """Take in a request; its further answers wait until the first has put the prompt into the cache."""
+        self.counters.requests += 1
+        self.counters.prompt_tokens += len(request.prompt_token_ids)
+        self._live[request] = sequences
+        leader, *leader.followers = sequences
+        self.scheduler.add(leader)
+
+    def end(self, request: Request, status: Status, error: Exception | None = None) -> None:
+        """End a request with all its answers; nothing happens where it has ended already."""
+        sequences = self._live.pop(request, None)
+        if sequences is None:
+            return
+        for seq in sequences:
+            self._retire(seq)
+        if request.status == "queued":
+            self._dequeued()
+        self.counters.count_end(status)
+        request.settle(status, error)
+
+    def end_all(self, status: Status, error: Exception | None = None) -> None:
+        """Wait for what is in flight, then end all requests."""
+        for flight in self._flights:
+            try:
+                self._executable.wait(flight.ticket)
+            except Exception as late:
+                _log.warning("a step failed while the engine was stopping: %s", late)
+        self._flights.clear()
+        for request in list(self._live):
+            self.end(request, status, error)
+
+    def turn(self) -> None:
+        """Plan and submit a step where there is one to plan; take in a step's results where that is due."""
+        self.counters.turns += 1
+        plan = self.scheduler.schedule()
+        if plan:
+            self._submit(plan)
+        elif self._live and not self._flights:
+            raise DashInferError("there are requests but nothing to compute; please report this")
+        if self._flights and (not plan or not self._batches):
+            self._complete(self._flights.popleft())
+
+    def forget(self) -> None:
+        """Drop the last references to what has ended."""
+        for batch in self._batches:
+            batch.forget()
+
+    def _submit(self, plan: list[Chunk]) -> None:
+        for chunk in plan:
+            request = chunk.seq.request
+            if request.status == "queued":
+                request.begin(chunk.seq.cached_tokens)
+                self._dequeued()
+        batch = self._batches.pop()
+        batch.fill(plan)
+        number = self.counters.steps
+        self.counters.steps += 1
+        self.counters.computed_tokens += batch.step.T
+        try:
+            ticket = self._executable.submit(batch.step)
+        except Exception as error:
+            self._batches.append(batch)
+            self._fail_step(plan, error)
+            return
+        for chunk in plan:
+            chunk.seq.last_step = number
+        self._flights.append(_Flight(number, ticket, batch))
+
+    def _complete(self, flight: _Flight) -> None:
+        """Take in a step's results, in the order of submission."""
+        batch = flight.batch
+        self._batches.append(batch)
+        try:
+            self._executable.wait(flight.ticket)
+        except Exception as error:
+            self.kv.step_done(flight.number)
+            self._fail_step(batch.plan, error)
+            return
+        self.kv.step_done(flight.number)
+        for chunk in batch.plan:
+            if chunk.seq.epoch == chunk.epoch and not chunk.seq.done:
+                self.kv.register(chunk.seq, chunk.start + chunk.count)
+        changed: dict[Request, None] = {}
+        for drawn in batch.results():
+            self._accept(drawn, changed)
+        for request in changed:
+            request.notify(is_generating=True)
+            if all(seq.done for seq in self._live.get(request, ())):
+                self.end(request, "finished")
+
+    def _accept(self, drawn: Drawn, changed: dict[Request, None]) -> None:
+        """Take in one logit row."""
+        seq = drawn.seq
+        request = seq.request
+        seq.pending -= not drawn.scored
+        if seq.done:
+            return
+        if drawn.status != STATUS_OK:
+            self.end(request, "failed", _row_error(drawn, len(seq.tokens)))
+            return
+        raw = RawLogprobs(drawn.token, drawn.logprob, drawn.rank, *drawn.top)
+        if drawn.scored:
+            target = seq.tokens[len(request.raw_prompt_logprobs) + 1]
+            request.raw_prompt_logprobs.append(raw._replace(token=target))
+            return
+        seq.tokens.append(drawn.token)
+        if seq.draw.reports:
+            seq.sample.raw_logprobs.append(raw)
+        seq.sample.token_ids.append(drawn.token)
+        self.counters.generated_tokens += 1
+        changed[request] = None
+        self._look_for_end(seq, drawn.token)
+        for follower in seq.followers:
+            self.scheduler.add(follower)
+        seq.followers = []
+
+    def _look_for_end(self, seq: Sequence, token: int) -> None:
+        """Show a new token to readers, and finish the answer where it ends."""
+        sample, params = seq.sample, seq.request.params
+        count = len(sample.token_ids)
+        if token in seq.draw.stop_ids:
+            sample.visible = count if params.include_stop_str_in_output else count - 1
+            sample.stop_reason = None if token in seq.draw.eos_ids else token
+            sample.finish_reason = "stop"
+        else:
+            sample.visible = count
+            if params.stop:
+                sample.decode()
+            if sample.found_stop is not None:
+                sample.stop_reason = sample.found_stop
+                sample.finish_reason = "stop"
+            elif len(seq.tokens) >= seq.max_total:
+                sample.finish_reason = "length"
+        if sample.finish_reason is not None:
+            self._retire(seq)
+
+    def _retire(self, seq: Sequence) -> None:
+        """Take a sequence out of the schedule."""
+        if not seq.done:
+            seq.done = True
+            self.scheduler.remove(seq)
+
+    def _fail_step(self, plan: list[Chunk], error: Exception) -> None:
+        """A step failed as a whole: so do its requests, and nobody else."""
+        if not isinstance(error, DashInferError):
+            error = DeviceError(f"the device failed: {type(error).__name__}: {error}")
+        _log.warning("a step of %d sequences failed: %s", len(plan), error)
+        for chunk in plan:
+            self.end(chunk.seq.request, "failed", error)
+
+
+def _row_error(drawn: Drawn, position: int) -> DashInferError:
+    if drawn.status == STATUS_EMPTY:
+        return RequestError(f"no token may come at position {position}: bans and masks exclude all of them")
+    return ModelError(
+        f"the model's logits at position {position} are not numbers: the weights are broken, or their dtype overflows"
+    )
