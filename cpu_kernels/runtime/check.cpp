@@ -112,6 +112,8 @@ bool check_instr(const di_instr& in, const std::vector<di_slot>& slots, const st
         }
         case DI_OP_ROPE_TABLE:
             c.require(in.i[0] >= DI_ROPE_STATIC && in.i[0] <= DI_ROPE_LONG, "rope kind %d is unknown", in.i[0]);
+            c.require(in.i[1] <= kMaxHead / 2, "%d frequencies; at most %d", in.i[1], kMaxHead / 2);
+            c.require(in.i[0] == DI_ROPE_STATIC || in.i[2] >= 1, "an original context of %d tokens", in.i[2]);
             c.require(in.i[1] >= 1 && c.output().dtype == DI_F32 && c.output().cols >= 2 * in.i[1], "%d columns for a table of 2 x %d", c.output().cols, in.i[1]);
             c.vector(0, in.i[1], false);
             c.vector(1, in.i[1], in.i[0] != DI_ROPE_LONG);
