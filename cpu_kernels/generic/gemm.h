@@ -35,7 +35,7 @@ struct Rows {
     size_t step;
 };
 
-constexpr size_t kAheadBytes = 6144;   // from a panel's first use back to its prefetch
+constexpr size_t kAheadBytes = 4096;   // from a panel's first use back to its prefetch
 
 // One cell of a panel, kHalves halves of it from `half` on: acc[half][m] += x · cell.
 template <class Cell, int R, int kHalves>

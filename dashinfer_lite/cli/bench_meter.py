@@ -74,7 +74,7 @@ class Sample:
 class Measured:
     """What a workload did: seconds, tokens counted in them, and the work that needs at the least.
 
-    `ttft_s` and `tpot_s` are means over its requests, `host_s` is the host's share of a step, each where it makes sense.
+    `ttft_s` and `tpot_s` are means over its requests, `host_s` is the host's share of a step; None: no sense here.
     """
 
     seconds: float
@@ -108,7 +108,11 @@ class Measured:
 
 
 def take_samples(
-    work: Callable[[], Measured], probe: Callable[[], Roofs], count: int, least_s: float, progress: Callable[[int, int], None]
+    work: Callable[[], Measured],
+    probe: Callable[[], Roofs],
+    count: int,
+    least_s: float,
+    progress: Callable[[int, int], None],
 ) -> list[Sample]:
     """Take `count` samples, each between two measurements of the roofs; up to twice as many where some are invalid.
 

@@ -52,8 +52,8 @@ def shape_config(shape: str) -> dict[str, Any]:
 class RandomWeights:
     """A WeightReader whose tensors are normal numbers of the model's shape, as bf16; norms are 1.
 
-    A row is a window of one table of random numbers that begins where the tensor's name and the row number say: the same
-    in every read and on every machine, at the speed of copying memory.
+    A row is a window of one table of random numbers that begins where the tensor's name and the row number say: the
+    same in every read and on every machine, at the speed of copying memory.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:

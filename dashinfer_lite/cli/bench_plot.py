@@ -18,7 +18,7 @@ COLOURS: Final = {"read": "#2a6fbb", "matrix": "#c2571a", "": "#777777"}
 
 
 def roofline_svg(result: Result) -> str:
-    """Left: operations a second over operations a byte, both logarithmic, under the two roofs. Right: the share of the roof."""
+    """Left: operations a second over operations a byte, under the two roofs. Right: the share of the roof."""
     lines = [line for line in result.lines if line.share is not None and line.operations and line.bytes_read]
     shapes = [_text(LEFT, 28, result.title, 16), _text(LEFT, 46, result.subtitle, 11, "#555555")]
     if lines:
@@ -61,7 +61,9 @@ def _bars(lines: Sequence[Line]) -> list[str]:
         share = line.share or 0.0
         shapes.append(_text(left - 8, y + 12, line.name, 11, anchor="end"))
         shapes.append(f'<rect x="{left}" y="{y}" width="{BARS}" height="16" fill="#eeeeee"/>')
-        shapes.append(f'<rect x="{left}" y="{y}" width="{BARS * min(share, 1):.1f}" height="16" fill="{COLOURS[line.roof]}"/>')
+        shapes.append(
+            f'<rect x="{left}" y="{y}" width="{BARS * min(share, 1):.1f}" height="16" fill="{COLOURS[line.roof]}"/>'
+        )
         note = "" if line.is_valid else " (invalid)"
         shapes.append(_text(left + BARS + 6, y + 12, f"{share:.0%}{note}", 11))
     return shapes
@@ -106,4 +108,6 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: int) -
 
 
 def _text(x: float, y: float, text: str, size: int, colour: str = "black", anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" text-anchor="{anchor}">{escape(text)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" text-anchor="{anchor}">{escape(text)}</text>'
+    )

@@ -19,7 +19,7 @@ ROOF_NAMES = {"read": "read bandwidth", "matrix": "matrix peak", "": ""}
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A workload's medians. `share` is the part of its roof that it reached, measured against the roofs around each sample."""
+    """A workload's medians. `share` is the part of its roof that it reached, by the roofs around each sample."""
 
     name: str
     roof: str
@@ -132,8 +132,8 @@ class Result:
             [
                 self.title,
                 self.subtitle,
-                f"loaded in {seconds(self.load_s)}: {size(self.packed_bytes)} of weights, {size(self.kv_token_bytes)} of "
-                f"KV cache a token; {size(self.memory_bytes)} resident after the first answer",
+                f"loaded in {seconds(self.load_s)}: {size(self.packed_bytes)} of weights, "
+                f"{size(self.kv_token_bytes)} of KV cache a token; {size(self.memory_bytes)} resident",
                 f"roofs: {self._roofs()}",
                 "",
                 table(header, [line.cells() for line in self.lines]),

@@ -71,7 +71,9 @@ class Chat:
         if is_live:
             import readline  # noqa: F401 - its import gives input() history and line editing
 
-            name = "the embedded demo model, a toy; --model FOLDER takes a real one" if is_demo else self._loaded.llm.name
+            name = (
+                "the embedded demo model, a toy; --model FOLDER takes a real one" if is_demo else self._loaded.llm.name
+            )
             print(self._style.dim(f"{name}\n/help lists the commands, Ctrl-D leaves"))
         while (line := self._read("> " if is_live else "")) is not None:
             try:
@@ -158,6 +160,6 @@ class Chat:
         stats = self._loaded.llm.stats()
         return (
             f"{figures(self._loaded, self._last)}\n"
-            f"last answer: {usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), {usage.completion_tokens} generated\n"
-            + "\n".join(f"{name}: {value}" for name, value in stats.items())
+            f"last answer: {usage.prompt_tokens} prompt tokens, {usage.cached_tokens} of them cached, "
+            f"{usage.completion_tokens} generated\n" + "\n".join(f"{name}: {value}" for name, value in stats.items())
         )

@@ -30,8 +30,16 @@ HELP = "continue one or several texts"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `generate` takes."""
     parser.add_argument("prompt", nargs="*", help="a text to continue")
-    parser.add_argument("--file", action="append", default=[], metavar="FILE", help="a file that is a prompt; -: the input; may be repeated")
-    parser.add_argument("--lines", action="store_true", help="every line of a file or of the input is a prompt of its own")
+    parser.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file that is a prompt; -: the input; may be repeated",
+    )
+    parser.add_argument(
+        "--lines", action="store_true", help="every line of a file or of the input is a prompt of its own"
+    )
     parser.add_argument("--chat", action="store_true", help="put each prompt as a question, in the model's chat format")
     parser.add_argument("--json", action="store_true", help="one JSON object a prompt: answers, tokens, usage, timings")
     parser.add_argument("--quiet", action="store_true", help="no figures on the error stream")
@@ -39,14 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling_options(parser, max_tokens=128)
     group = parser.add_argument_group("reports (with --json)")
     group.add_argument("--n", type=int, metavar="N", help="so many answers a prompt")
-    group.add_argument("--logprobs", type=int, metavar="N", help="log probabilities of the tokens and of the N most likely ones")
+    group.add_argument(
+        "--logprobs", type=int, metavar="N", help="log probabilities of the tokens and of the N most likely ones"
+    )
     group.add_argument("--prompt-logprobs", type=int, metavar="N", help="the same for the tokens of the prompt")
 
 
 def run(args: argparse.Namespace) -> int:
     """Read the prompts, run them all at once, and write their answers in order."""
     tolerate_encoding()
-    reports = {name: value for name in ("n", "logprobs", "prompt_logprobs") if (value := getattr(args, name)) is not None}
+    reports = {
+        name: value for name in ("n", "logprobs", "prompt_logprobs") if (value := getattr(args, name)) is not None
+    }
     if reports and not args.json:
         raise RequestError("--n, --logprobs and --prompt-logprobs need --json")
     params = sampling_params(args, **reports)
@@ -113,4 +125,6 @@ def _plain_logprobs(positions: list[Logprobs] | list[Logprobs | None] | None) ->
     """JSON has no integer keys: the token ids become strings."""
     if positions is None:
         return None
-    return [None if entry is None else {str(token): asdict(value) for token, value in entry.items()} for entry in positions]
+    return [
+        None if entry is None else {str(token): asdict(value) for token, value in entry.items()} for entry in positions
+    ]

@@ -12,6 +12,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
+from dashinfer_lite.cli.options import add_model_option, add_type_options
 from dashinfer_lite.cli.terminal import Style, size, tolerate_encoding
 
 if TYPE_CHECKING:
@@ -22,10 +23,9 @@ HELP = "what this machine offers, and what a model needs"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `info` takes."""
-    parser.add_argument("--model", metavar="FOLDER", help="a folder in the Hugging Face format; default: the embedded demo model")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "fp16", "bf16"), help="type of the weights (default: as stored)")
-    parser.add_argument("--kv-cache", default="auto", choices=("auto", "fp32", "bf16"), help="type of the KV cache (default: by the weights)")
-    parser.add_argument("--program", action="store_true", help="also print the model's program, instruction by instruction")
+    add_model_option(parser)
+    add_type_options(parser)
+    parser.add_argument("--program", action="store_true", help="also print the model's program as a table")
     parser.add_argument("--json", action="store_true", help="the same as one JSON object")
 
 
@@ -49,12 +49,14 @@ def run(args: argparse.Namespace) -> int:
 
 def describe_machine(used_tier: str, threads: int) -> dict[str, Any]:
     """Processor, memory, tiers and devices as plain values."""
-    from dashinfer_lite import _native, devices
+    from dashinfer_lite import _native
+    from dashinfer_lite.cli.main import version
+    from dashinfer_lite.devices import devices
 
     cpu = _native.cpu()
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {
-        "version": _version(),
+        "version": version(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": {
@@ -82,15 +84,6 @@ def _describe_tier(name: str, runs: bool, missing: str, used: str) -> dict[str, 
     return {"name": name, "used": name == used, "runs": runs, "reason": why}
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("dashinfer-lite")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
 def _text(facts: dict[str, Any], style: Style) -> str:
     processor = facts["processor"]
     caches = ", ".join(f"{name.upper()} {size(nbytes)}" for name, nbytes in processor["caches"].items())
@@ -102,13 +95,13 @@ def _text(facts: dict[str, Any], style: Style) -> str:
         _row("caches", caches or "not known"),
         _row("features", " ".join(processor["features"])),
         _row("memory", f"{size(facts['memory_bytes'])}, {size(facts['memory_free_bytes'])} free"),
-        _row("threads", f"{facts['threads']}, the physical cores that this process may use (DASHINFER_NUM_THREADS changes it)"),
+        _row("threads", f"{facts['threads']} (physical cores within affinity and quota, or DASHINFER_NUM_THREADS)"),
         "",
         style.bold("Tiers of the CPU kernels") + " (all give the same bits)",
         *(_row(tier["name"], _mark(style, tier["used"], tier["runs"]) + tier["reason"]) for tier in facts["tiers"]),
         "",
         style.bold("Devices"),
-        *(_row(d["name"], style.good("usable") if d["usable"] else style.bad("no  ") + d["reason"]) for d in facts["devices"]),
+        *(_row(device["name"], _device_text(device, style)) for device in facts["devices"]),
         "",
         style.bold("Model"),
         *(_row(name, value) for name, value in _model_rows(facts["model"])),
@@ -118,27 +111,38 @@ def _text(facts: dict[str, Any], style: Style) -> str:
     return "\n".join(lines)
 
 
+def _device_text(device: dict[str, Any], style: Style) -> str:
+    return style.good("usable") if device["usable"] else style.bad("no") + f"       {device['reason']}"
+
+
 def _model_rows(model: dict[str, Any]) -> list[tuple[str, str]]:
-    tokenizer, memory = model["tokenizer"], model["memory"]
-    ends = ", ".join(map(str, tokenizer["eos_token_ids"])) or "none"
+    memory = model["memory"]
+    sizes = (
+        f"{model['layers']} layers, hidden {model['hidden']}, {model['heads']} heads, {model['kv_heads']} KV heads, "
+        f"head size {model['head_size']}, vocabulary {model['vocabulary']}"
+    )
+    needs = (
+        f"{size(memory['weights_bytes'])} of packed weights, {size(memory['arena_bytes'])} of activations, "
+        f"{size(memory['kv_token_bytes'])} of {model['kv_dtype']} KV cache a token "
+        f"({size(memory['kv_context_bytes'])} for a full context)"
+    )
     return [
         ("folder", model["folder"] + (" (the embedded demo model, a toy)" if model["demo"] else "")),
-        ("family", f"{model['architecture']}, {model['parameters'] / 1e6:,.1f} million parameters"),
-        (
-            "sizes",
-            f"{model['layers']} layers, hidden {model['hidden']}, {model['heads']} heads, {model['kv_heads']} KV heads, "
-            f"head size {model['head_size']}, vocabulary {model['vocabulary']}",
-        ),
+        ("family", f"{model['architecture']}, {model['parameters'] / 1e6:,.2f} million parameters"),
+        ("sizes", sizes),
         ("context", f"{model['context']} tokens"),
         ("dtype", f"stored as {model['stored_dtype']}, runs as {model['dtype']}: {model['dtype_note']}"),
-        ("tokenizer", f"{tokenizer['kind']}, {tokenizer['size']} tokens, ends with {ends}"),
+        ("tokenizer", _tokenizer_text(model["tokenizer"])),
         ("chat", "has a chat template" if model["chat_template"] else "no chat template: plain prompts only"),
-        (
-            "memory",
-            f"{size(memory['weights_bytes'])} of packed weights, {size(memory['kv_token_bytes'])} of {model['kv_dtype']} KV cache a token "
-            f"({size(memory['kv_context_bytes'])} for a full context), {size(memory['arena_bytes'])} of activations",
-        ),
+        ("memory", needs),
     ]
+
+
+def _tokenizer_text(tokenizer: dict[str, Any]) -> str:
+    if "error" in tokenizer:
+        return f"none that can be used: {tokenizer['error']}"
+    ends = ", ".join(map(str, tokenizer["eos_token_ids"])) or "no token"
+    return f"{tokenizer['kind']}, {tokenizer['size']} tokens, a text ends with {ends}"
 
 
 def _mark(style: Style, used: bool, runs: bool) -> str:

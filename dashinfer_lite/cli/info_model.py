@@ -1,14 +1,15 @@
-"""A model as `info` shows it: measured from its configuration, the weights unread."""
+"""A model as `info` shows it: measured from its configuration and its program, the weights unread."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dashinfer_lite.cli.bench_cost import cost_of
+from dashinfer_lite.errors import ModelError
 from dashinfer_lite.graph.build import build
-from dashinfer_lite.graph.program import Limits
-from dashinfer_lite.llm import DTYPES, demo_model_folder, kv_dtype_for
+from dashinfer_lite.loading import BLOCK_TOKENS, DTYPES, demo_model_folder, dtype_for, kv_dtype_for, limits_for
 from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.text import ChatTemplate, load_tokenizer
 from dashinfer_lite.weights import ModelFolder
@@ -17,15 +18,73 @@ if TYPE_CHECKING:
     from dashinfer_lite.devices import Device
     from dashinfer_lite.graph.program import Program
 
-NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def describe_model(folder_name: str | None, device: Device, dtype: str, kv_cache: str) -> tuple[dict[str, Any], Program]:
-    """Plain values about a model, and the program it would run as on the device; ModelError where it cannot be used."""
-    path = Path(folder_name) if folder_name is not None else demo_model_folder()
-    folder = ModelFolder(path)
+def describe_model(path: str | None, device: Device, dtype: str, kv_cache: str) -> tuple[dict[str, Any], Program]:
+    """Plain values about a model, and the program it runs as on the device; ModelError where it cannot be used."""
+    folder = ModelFolder(demo_model_folder() if path is None else Path(path))
     model = find_model(folder.architecture)
     config = model.config.from_folder(folder)
     with folder.open_weights() as weights:
         stored = folder.stored_dtype(weights)
-    raise NotImplementedError
+        parameters = sum(math.prod(weights.info(name).shape) for name in weights.names())
+    weight_dtype = dtype_for(dtype, stored)
+    kv_dtype = kv_dtype_for(kv_cache, weight_dtype)
+    context = config.max_position_embeddings
+    program = build(
+        model.forward,
+        config,
+        device.info,
+        dtype=weight_dtype,
+        kv_dtype=kv_dtype,
+        limits=limits_for(None),
+        blocks=-(-context // BLOCK_TOKENS),
+        block_tokens=BLOCK_TOKENS,
+    )
+    cost = cost_of(program, device.info.head_align)
+    facts = {
+        "folder": str(folder.path),
+        "demo": path is None,
+        "architecture": folder.architecture,
+        "parameters": parameters,
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_size": config.head_dim,
+        "vocabulary": config.vocab_size,
+        "context": context,
+        "stored_dtype": NAMES[dtype_for("auto", stored)],
+        "dtype": NAMES[weight_dtype],
+        "dtype_note": _note(weight_dtype, device.info.tier),
+        "kv_dtype": NAMES[kv_dtype],
+        "tokenizer": _describe_tokenizer(folder.path),
+        "chat_template": ChatTemplate.load(folder.path).available,
+        "memory": {
+            "weights_bytes": cost.packed_bytes,
+            "kv_token_bytes": cost.kv_token_bytes,
+            "kv_context_bytes": cost.kv_token_bytes * context,
+            "arena_bytes": program.arena_bytes,
+        },
+    }
+    return facts, program
+
+
+def _describe_tokenizer(path: Path) -> dict[str, Any]:
+    """The tokenizer's kind and size; `error` in place of them where it cannot be used."""
+    try:
+        tokenizer = load_tokenizer(path)
+    except ModelError as error:
+        return {"error": str(error)}
+    return {"kind": tokenizer.kind, "size": tokenizer.vocab_size, "eos_token_ids": list(tokenizer.eos_token_ids)}
+
+
+def _note(dtype: str, tier: str) -> str:
+    """What a weight type means on a tier, and which is fast."""
+    if dtype == "bf16":
+        return "fast, by tile products" if tier == "amx" else "fast; widened to fp32 in registers"
+    if dtype == "f16":
+        faster = "bf16 is faster here" if tier == "amx" else "as fast as bf16 here"
+        return f"half the memory of fp32, widened to fp32 in registers; {faster}"
+    return "exact for fp32 models; bf16 halves the memory and is faster"

@@ -39,6 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MISUSED if isinstance(error, RequestError) else FAILED
 
 
+def version() -> str:
+    """The version of the installed package."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("dashinfer-lite")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dashinfer-lite",
@@ -47,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"dashinfer-lite {_version()}")
+    parser.add_argument("--version", action="version", version=f"dashinfer-lite {version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name in COMMANDS:
         module = import_module(f"dashinfer_lite.cli.{name}")
@@ -62,15 +72,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(run=module.run)
     return parser
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("dashinfer-lite")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _sentence(error: Exception) -> str:

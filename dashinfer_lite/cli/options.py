@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from dashinfer_lite.sampling_params import SamplingParams
 
 
+Arguments = argparse._ActionsContainer  # a parser, or a group of one
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model that is ready, and the seconds that took."""
@@ -27,39 +30,57 @@ class Loaded:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the model folder and everything that LLM() takes."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="FOLDER", help="a folder in the Hugging Face format; default: the embedded demo model")
-    group.add_argument("--device", default="cpu", help="what computes: cpu, or another one that `info` lists (default: %(default)s)")
-    group.add_argument("--dtype", default="auto", choices=("auto", "fp32", "fp16", "bf16"), help="type of the weights (default: as stored)")
-    group.add_argument("--kv-cache", default="auto", choices=("auto", "fp32", "bf16"), help="type of the KV cache (default: by the weights)")
-    group.add_argument("--kv-memory", default="2GiB", metavar="SIZE", help="most memory for the KV cache (default: %(default)s)")
+    add_model_option(group)
+    group.add_argument("--device", default="cpu", help="what computes: cpu, or another one that `info` lists")
+    add_type_options(group)
+    group.add_argument("--kv-memory", default="2GiB", metavar="SIZE", help="memory for the KV cache (default: 2GiB)")
+    add_threads_option(group)
+    group.add_argument(
+        "--max-context", type=int, metavar="N", help="tokens of prompt and answer (default: the model's)"
+    )
+    group.add_argument("--max-batch", type=int, metavar="N", help="most sequences computed together (default: 64)")
+
+
+def add_model_option(group: Arguments) -> None:
+    """Add --model."""
+    group.add_argument("--model", metavar="FOLDER", help="a Hugging Face model folder (default: the embedded demo)")
+
+
+def add_type_options(group: Arguments) -> None:
+    """Add --dtype and --kv-cache."""
+    weights, cache = ("auto", "fp32", "fp16", "bf16"), ("auto", "fp32", "bf16")
+    group.add_argument("--dtype", default="auto", choices=weights, help="type of the weights (default: as stored)")
+    group.add_argument(
+        "--kv-cache", default="auto", choices=cache, help="type of the KV cache (default: as the weights)"
+    )
+
+
+def add_threads_option(group: Arguments) -> None:
+    """Add --threads."""
     group.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: the physical cores)")
-    group.add_argument("--max-context", type=int, metavar="N", help="most tokens of prompt and answer (default: the model's)")
 
 
-def model_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments for LLM() that `add_model_options` collected, the model folder aside."""
-    names = ("device", "dtype", "kv_cache", "kv_memory", "threads", "max_context")
-    return {name: getattr(args, name) for name in names}
-
-
-def load(args: argparse.Namespace, **more: Any) -> Loaded:
+def load(args: argparse.Namespace) -> Loaded:
     """Load the model with a progress bar on a terminal."""
     from dashinfer_lite import LLM
 
+    names = ("device", "dtype", "kv_cache", "kv_memory", "threads", "max_context", "max_batch")
     begin = time.perf_counter()
     with ProgressBar("loading") as progress:
-        llm = LLM(args.model, **model_options(args), progress=progress, **more)
+        llm = LLM(args.model, **{name: getattr(args, name) for name in names}, progress=progress)
     return Loaded(llm, time.perf_counter() - begin)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     """Add one option for each sampling parameter; what is not given stays the model's or SamplingParams' default."""
     group = parser.add_argument_group("sampling", "see SamplingParams for the meaning and the order of these")
-    group.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help="at most so many tokens (default: %(default)s)")
+    group.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help=f"default: {max_tokens}")
     for name, kind, metavar, text in _VALUES:
         group.add_argument(_flag(name), type=kind, metavar=metavar, help=text)
     for flag, name, kind, metavar, text in _LISTS:
-        group.add_argument(flag, dest=name, action="append", type=kind, metavar=metavar, help=f"{text}; may be repeated")
+        group.add_argument(
+            flag, dest=name, action="append", type=kind, metavar=metavar, help=f"{text}; may be repeated"
+        )
     group.add_argument("--ignore-eos", action="store_true", help="go on after the model's end of text")
     group.add_argument("--include-stop", action="store_true", help="keep the stop text in the answer")
     group.add_argument("--keep-special-tokens", action="store_true", help="show special tokens in the answer")

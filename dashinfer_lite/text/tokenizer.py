@@ -47,7 +47,7 @@ class Tokenizer(ABC):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise RequestError(f"not valid Unicode: a lone surrogate at position {error.start}") from error
+            raise RequestError(f"the text is not valid Unicode: a lone surrogate at position {error.start}") from error
         return self._encode(text, add_special_tokens)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:

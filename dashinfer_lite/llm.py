@@ -1,0 +1,250 @@
+"""The public face: a model that generates text."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self, overload
+
+from dashinfer_lite.engine import Engine, Request
+from dashinfer_lite.errors import DashInferError, ModelError, RequestError
+from dashinfer_lite.loading import DTYPES, Options, demo_model_folder, kv_dtype_for, load_model
+from dashinfer_lite.prompts import (
+    Messages,
+    Params,
+    Prompt,
+    is_single_conversation,
+    is_single_prompt,
+    listed_prompts,
+    params_for_each,
+)
+from dashinfer_lite.text import ChatTemplate, Tokenizer
+from dashinfer_lite.text_codec import TextCodec
+
+if TYPE_CHECKING:
+    from dashinfer_lite.devices import DeviceInfo
+    from dashinfer_lite.outputs import RequestOutput
+    from dashinfer_lite.sampling_params import SamplingParams
+
+__all__ = ["DTYPES", "LLM", "demo_model_folder", "kv_dtype_for"]
+
+
+class LLM:
+    """A model, loaded from a folder in the Hugging Face format.
+
+    Any thread may use it; requests that overlap are computed together. Close it, or use it in a `with` block: that
+    ends what is still going on and gives all memory back.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        device: str = "cpu",
+        dtype: str = "auto",
+        kv_cache: str = "auto",
+        kv_memory: str | int = "2GiB",
+        threads: int | None = None,
+        max_context: int | None = None,
+        max_batch: int | None = None,
+        *,
+        max_queue: int = 1024,
+        prefix_cache: bool = True,
+        progress: Callable[[int, int], object] | None = None,
+        isa: str | None = None,
+        passes: Iterable[str] | None = None,
+    ) -> None:
+        """Load a model; without a path, the embedded demo model.
+
+        device         "cpu", "reference", or another of `dashinfer_lite.devices()`
+        dtype          of the weights: "auto" (as stored), "fp32", "fp16" or "bf16"
+        kv_cache       type of the KV cache: "auto", "fp32" or "bf16"
+        kv_memory      the KV cache's largest size; memory is used when it is first needed
+        threads        threads to compute with; None: the physical cores that the process may use
+        max_context    most tokens of prompt and answer; None: the model's, or what kv_memory holds
+        max_batch      most sequences that are computed together; None: 64
+        max_queue      most requests that wait; further ones get a CapacityError
+        prefix_cache   whether prompts share what they begin with
+        progress       called with (bytes done, bytes in all) while loading; where it returns False, loading ends with
+                       CancelledError
+        isa            a lower CPU tier: "amx", "avx512", "avx2" or "scalar"
+        passes         names of the graph passes to run; None: all
+
+        ModelError, DeviceError, CapacityError and RequestError say what is wrong and what to do.
+        """
+        options = Options(device, dtype, kv_cache, kv_memory, threads, max_context, max_batch, isa, passes, progress)
+        model = load_model(path, options)
+        tokenizer = model.tokenizer
+        try:
+            self._engine = Engine(
+                model.executable,
+                model.program,
+                TextCodec(tokenizer) if tokenizer is not None else None,
+                eos_token_ids=tokenizer.eos_token_ids if tokenizer is not None else model.folder.eos_token_ids,
+                max_context=model.max_context,
+                max_queue=max_queue,
+                prefix_cache=prefix_cache,
+                on_stop=model.close,
+            )
+            self._engine.start()
+        except BaseException:
+            model.close()
+            raise
+        self._model = model
+        self._chat: ChatTemplate | None = None
+        # An object that nobody holds any more ends its engine; the interpreter's exit waits for nothing.
+        weakref.finalize(self, Engine.stop, self._engine, wait=False).atexit = False
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], params: Params = None) -> list[RequestOutput]:
+        """Generate for a prompt or a list of prompts, each a text or a list of token ids; one output each, in order.
+
+        `params` are for all prompts, or one a prompt. RequestError for a prompt that cannot be served, and then none
+        is. What fails later is raised for a single prompt; in a list it is that output's `error`.
+        """
+        listed = listed_prompts(prompts)
+        own_params = params_for_each(params, len(listed))
+        return self._run([self._prompt(prompt) for prompt in listed], own_params, is_single_prompt(prompts))
+
+    @overload
+    def chat(self, messages: Messages, params: Params = None, **template: Any) -> RequestOutput: ...
+    @overload
+    def chat(self, messages: Sequence[Messages], params: Params = None, **template: Any) -> list[RequestOutput]: ...
+    def chat(
+        self, messages: Messages | Sequence[Messages], params: Params = None, **template: Any
+    ) -> RequestOutput | list[RequestOutput]:
+        """Answer a conversation, a list of {"role": …, "content": …}; a list of conversations gives a list of outputs.
+
+        Further arguments, such as `tools`, are handed to the model's chat template. Errors are as in `generate`.
+        """
+        is_single = is_single_conversation(messages)
+        listed: Sequence[Any] = [messages] if is_single else messages
+        own_params = params_for_each(params, len(listed))
+        outputs = self._run([self._conversation(item, template) for item in listed], own_params, is_single)
+        return outputs[0] if is_single else outputs
+
+    def submit(
+        self,
+        prompt: Prompt | None = None,
+        params: SamplingParams | None = None,
+        *,
+        messages: Messages | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        **template: Any,
+    ) -> Request:
+        """Queue a prompt or a conversation and return its handle at once.
+
+        Lower `priority` goes first. Prompts share cached prefixes only with those of the same `cache_salt`. Further
+        arguments are handed to the chat template. CapacityError where the queue is full.
+        """
+        if (prompt is None) == (messages is None):
+            raise RequestError("submit takes either a prompt or messages")
+        text, ids = self._prompt(prompt) if prompt is not None else self._conversation(messages, template)
+        return self._engine.submit(ids, params, prompt=text, priority=priority, cache_salt=cache_salt, owner=self)
+
+    def render_chat(self, messages: Messages, **template: Any) -> str:
+        """The text that the model's chat template makes of a conversation."""
+        if self._chat is None:
+            self._chat = ChatTemplate.load(self._model.folder.path)
+        return self._chat.render(messages, **template)
+
+    def close(self) -> None:
+        """Cancel what is still going on and give all memory back. Closing twice is fine."""
+        self._engine.stop()
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; ModelError where its folder has none."""
+        if self._model.tokenizer is None:
+            raise ModelError(
+                f"{self._model.folder.path}: has no tokenizer; give prompts as token ids, or add its files"
+            )
+        return self._model.tokenizer
+
+    @property
+    def name(self) -> str:
+        """The name of the model's folder."""
+        return self._model.folder.path.resolve().name
+
+    @property
+    def device_info(self) -> DeviceInfo:
+        return self._model.device.info
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is loaded, on what, and how: plain values."""
+        model, device, kv = self._model, self._model.device.info, self._model.program.kv
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        return {
+            "model": str(model.folder.path),
+            "architecture": model.folder.architecture,
+            "dtype": names[model.dtype],
+            "kv_cache": names[kv.dtype],
+            "device": device.name,
+            "tier": device.tier,
+            "tier_detail": device.detail,
+            "threads": device.threads,
+            "max_context": self._engine.max_context,
+            "max_batch": model.program.limits.max_seqs,
+            "kv_tokens": kv.blocks * kv.block_tokens,
+            "load_s": model.load_s,
+            **{key: value for key, value in self.stats().items() if key.endswith("_bytes")},
+        }
+
+    def stats(self) -> dict[str, int]:
+        """The device's and the engine's counters; DashInferError once it is closed."""
+        self._engine.check_usable()
+        return {**self._model.executable.stats(), **self._engine.metrics()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<LLM {self.name} on {self.device_info.name} {self.device_info.tier}>"
+
+    def _prompt(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
+        """A prompt's text, if it has one, and its token ids."""
+        if isinstance(prompt, str):
+            return prompt, self.tokenizer.encode(prompt)
+        return None, prompt
+
+    def _conversation(self, messages: Any, template: dict[str, Any]) -> tuple[str, list[int]]:
+        text = self.render_chat(messages, **template)
+        return text, self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _run(
+        self,
+        prompts: Sequence[tuple[str | None, Sequence[int]]],
+        params: Sequence[SamplingParams | None],
+        is_single: bool,
+    ) -> list[RequestOutput]:
+        """Run requests to their ends; all are cancelled where one is refused, or the caller is interrupted."""
+        requests: list[Request] = []
+        try:
+            for (text, ids), own in zip(prompts, params, strict=True):
+                requests.append(self._engine.submit(ids, own, prompt=text, block=True, owner=self))
+            return [request.result() if is_single else _settled(request) for request in requests]
+        except RequestError as error:
+            if is_single or len(requests) == len(prompts):
+                raise
+            raise RequestError(f"prompt {len(requests)}: {error}") from None
+        finally:
+            for request in requests:
+                request.cancel()
+
+
+def _settled(request: Request) -> RequestOutput:
+    """A request's output once it is done, even where it failed."""
+    try:
+        return request.result()
+    except DashInferError:
+        if not request.is_done:
+            raise
+        return request.output()
