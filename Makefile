@@ -11,10 +11,10 @@ debug: ## the same with assertions and debug symbols
 	DASHINFER_DEBUG=1 $(PYTHON) -m pip install --force-reinstall --no-deps .
 
 test: ## the suite, as CI runs it
-	$(PYTHON) -m pytest
+	pytest
 
 test-all: ## the full matrix and more random examples (long)
-	DASHINFER_TEST_ALL=1 $(PYTHON) -m pytest
+	DASHINFER_TEST_ALL=1 pytest
 
 lint: ## ruff, mypy and clang-format
 	ruff check . && ruff format --check . && mypy && clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h')

@@ -314,6 +314,8 @@ cdef class ProgramHandle:
     cdef void* alive(self) except NULL:
         if self.program is NULL:
             raise NativeError("the program is closed")
+        if self.device.device is NULL:
+            raise NativeError("the program's device is closed")
         return self.program
 
     def write_rows(self, int weight, int row0, const uint64_t[::1] addresses, int source):

@@ -185,8 +185,8 @@ def kv_room(
     if room < (context if max_context is not None else 2):
         needed = -(-context // BLOCK_TOKENS) * block_bytes / 2**20
         raise CapacityError(
-            f"a context of {context} tokens needs {needed:.1f} MiB of KV cache, and kv_memory of {memory / 2**20:.1f} MiB "
-            f"holds {room} tokens; raise kv_memory or lower max_context"
+            f"a context of {context} tokens needs {needed:.1f} MiB of KV cache, and kv_memory of "
+            f"{memory / 2**20:.1f} MiB holds {room} tokens; raise kv_memory or lower max_context"
         )
     if room < context:
         _log.info("kv_memory holds %d tokens, so the context is cut to that from the model's %d", room, context)

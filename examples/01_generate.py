@@ -20,7 +20,9 @@ def main(folder: str | None = None) -> None:
         for output in llm.generate(prompts, params):
             answer = output.outputs[0]
             print(f"{output.prompt or output.prompt_token_ids} → {answer.text!r}")
-            print(f"  {output.usage.prompt_tokens} + {answer.finish_reason} after {output.usage.completion_tokens} tokens")
+            print(
+                f"  {output.usage.prompt_tokens} + {answer.finish_reason} after {output.usage.completion_tokens} tokens"
+            )
             # One dict a position: the token that was drawn, then the most likely ones.
             first = answer.logprobs[0] if answer.logprobs else {}
             for token, entry in first.items():

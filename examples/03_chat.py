@@ -9,7 +9,7 @@ import sys
 
 from dashinfer_lite import LLM, SamplingParams
 
-QUESTIONS = ("Hi! Who are you?", "What is 17 + 25?", "Tell me a story about a fox.")
+QUESTIONS = ("Hi! Who are you?", "What is 17 + 25?", "How many days are in a week?")
 
 
 def main(folder: str | None = None) -> None:

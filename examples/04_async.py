@@ -23,12 +23,16 @@ async def main(folder: str | None = None) -> None:
     """Three stories at once, while the loop stays free for other work; then one that takes too long."""
     async with AsyncLLM(folder) as llm:
         animals = ("fox", "bear", "rabbit")
-        for animal, story in zip(animals, await asyncio.gather(*(tell(llm, animal) for animal in animals)), strict=True):
+        for animal, story in zip(
+            animals, await asyncio.gather(*(tell(llm, animal) for animal in animals)), strict=True
+        ):
             print(f"{animal}:{story}\n")
 
         # Who leaves the stream, here by a break, ends the request: nobody would read the rest.
         count = 0
-        async for _piece in llm.stream("Long ago there lived a fox", SamplingParams(temperature=1.0, seed=1, max_tokens=400)):
+        async for _piece in llm.stream(
+            "Long ago there lived a fox", SamplingParams(temperature=1.0, seed=1, max_tokens=400)
+        ):
             count += 1
             if count == 10:
                 break

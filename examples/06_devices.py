@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from dashinfer_lite import LLM, SamplingParams, devices
+from dashinfer_lite import LLM, SamplingParams
+from dashinfer_lite.devices import devices
 
 
 def main(folder: str | None = None) -> None:

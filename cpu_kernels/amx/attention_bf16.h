@@ -1,4 +1,8 @@
-// Attention's two products on AMX tiles: K and V blocks of the cache are tiles as they lie. Arrangement of tiles: see configure_tiles.
+// Attention's two products on AMX tiles: K and V blocks of the cache are tiles as they lie. Tiles are arranged as in
+// configure_tiles.
+//
+// Up to 16 rows are mostly decode: memory sets the pace, and what comes next is prefetched. More rows are prefill, where
+// the task before has just read the same K and V: they come from L2, past L1, which is for scores and probabilities.
 #pragma once
 #include "../generic/attention.h"
 #include "tile.h"
@@ -45,7 +49,8 @@ class AmxTiles {
         for (int i = 0; i < kCellSize; i += 32) __builtin_prefetch(cell + i, 0, 2);
     }
 
-    template <bool kWide> static DI_INLINE void scores_of(const bf16* q, const bf16* k, int cells, float* s, const bf16* ahead) {
+    template <bool kWide>
+    static DI_INLINE void scores_of(const bf16* q, const bf16* k, int cells, float* s, const bf16* ahead) {
         tile_zero<4>();
         tile_zero<5>();
         if (kWide) {
@@ -53,7 +58,7 @@ class AmxTiles {
             tile_zero<7>();
         }
         for (int c = 0; c < cells; ++c, q += kCellSize, k += kCellSize) {
-            if (ahead) prefetch(ahead + c * kCellSize);
+            if (!kWide && ahead) prefetch(ahead + c * kCellSize);
             multiply_cell<kWide>(q, k);
         }
         store_sums<kWide>(s, kScoreBytes);
@@ -62,9 +67,9 @@ class AmxTiles {
     // Sums of 32 columns += x[rows, 32] · cell
     template <bool kWide> static DI_INLINE void multiply_cell(const bf16* x, const bf16* cell) {
         tile_load<0>(x);
-        tile_load<2>(cell);
+        load_once<kWide, 2>(cell);
         tile_multiply_bf16<4, 0, 2>();
-        tile_load<3>(cell + kTile);
+        load_once<kWide, 3>(cell + kTile);
         tile_multiply_bf16<5, 0, 3>();
         if (kWide) {
             tile_load<1>(x + kTile);
@@ -73,14 +78,23 @@ class AmxTiles {
         }
     }
 
+    template <bool kWide, int kTile> static DI_INLINE void load_once(const bf16* p) {
+        if (kWide) {
+            tile_load_stream<kTile>(p);
+        } else {
+            tile_load<kTile>(p);
+        }
+    }
+
     // Columns [32c, 32c + 32) of O.
     template <bool kWide>
-    static DI_INLINE void panel(const bf16* p, const bf16* const* v, int groups, int c, int cells, float* o, const bf16* const* ahead) {
+    static DI_INLINE void panel(const bf16* p, const bf16* const* v, int groups, int c, int cells, float* o,
+                                const bf16* const* ahead) {
         const long row_bytes = static_cast<long>(cells) * kCell * static_cast<long>(sizeof(float));
         float* to = o + c * kCell;
         load_sums<kWide>(to, row_bytes, cells * kCell);
         for (int g = 0; g < groups; ++g) {
-            if (ahead[g]) prefetch(ahead[g] + c * kCellSize);
+            if (!kWide && ahead[g]) prefetch(ahead[g] + c * kCellSize);
             multiply_cell<kWide>(p + g * kCellSize, v[g] + c * kCellSize);
         }
         store_sums<kWide>(to, row_bytes);

@@ -10,7 +10,7 @@ constexpr int kBlockCells = 20;          // cells of K in a block: 40 KiB of one
 constexpr int kGroupPanels = 16;         // panels of a group: they share the rows' block in L2
 constexpr int kChunkBands = 16;          // bands of 32 rows of a chunk
 constexpr size_t kCellBytes = kCellSize * sizeof(bf16);
-constexpr size_t kStreamAhead = 8192;    // bytes between a panel's prefetch and its use
+constexpr size_t kStreamAhead = 1024;    // bytes between a panel's prefetch and its use
 constexpr long kSumStride = kCell * sizeof(float);
 
 static_assert(2 * kGroupPanels * kChunkBands * kCellSize <= Gemm::scratch_floats());

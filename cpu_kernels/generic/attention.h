@@ -1,9 +1,10 @@
-// Attention over the paged cache, for prefill, chunks and decode alike: one task is up to 32 query rows of one sequence and KV head.
+// Attention over the paged cache, for prefill, chunks and decode alike. A task is up to 32 query rows of one sequence
+// and KV head:
 //   softmax(mask(cap(scale · q[rows, D] · k[T, D]ᵀ) + slope · t)) · v[T, D] → y[rows, D]
 //
-// The order of every operation is docs/arithmetic.md's: cache positions in steps of 256 and splits of 1024, both aligned to absolute
-// positions. A row's bits do not depend on its tile, its chunk of the prompt or who computes its splits:
-// - what no row of the tile sees is skipped; to a row that sees nothing of a step or split, processing it changes nothing;
+// The order of every operation is docs/arithmetic.md's: cache positions in steps of 256 and splits of 1024, aligned to
+// absolute positions. A row's bits do not depend on its tile, its chunk of the prompt or who computes its splits:
+// - what no row of the tile sees is skipped; a row that sees nothing of a step or split is not changed by it;
 // - splits merge in ascending order here as in attention_merge;
 // - a sink is what split 0 starts from (m = sink, l = 1, O = 0), also where nothing else of split 0 is seen.
 //
@@ -13,7 +14,7 @@
 //   put(Operand*, Vec)                     rounds 16 values to the cache's type
 //   scores(q, k, cells, s, ahead)          s[rows, 32] = q[rows, D] · k[32, D]ᵀ; s has row stride kScoreStride
 //   values(p, v, groups, cells, o, ahead)  o[rows, D] += p[rows, 32 · groups] · v
-// q and p are cells [32 rows][32], k and v[i] point at `cells` cells of 32 positions; `ahead` is what to prefetch, or null.
+// q and p are cells [32 rows][32]; k, v[i] and `ahead` are `cells` cells; `ahead` is to be prefetched, or null.
 #pragma once
 #include "elementwise.h"
 #include "rows.h"
@@ -72,14 +73,14 @@ template <class Tiles> class AttentionTile {
   public:
     AttentionTile(const Attention& a, const AttentionTask& t, float* scratch)
         : a_(a), t_(t), rows_(t.row1 - t.row0), cells_(a.padded_head / kCell), tiles_(rows_), pool_(a.kv.pool) {
-        const size_t operand = kMaxTileRows * kMaxHead;
+        constexpr size_t operand = kMaxTileRows * kMaxHead;
         q_ = reinterpret_cast<Operand*>(scratch);
         p_ = reinterpret_cast<Operand*>(scratch + operand);
         s_ = scratch + 2 * operand;
         states_ = s_ + kMaxTileRows * kScoreStride;
         static_assert(kSoftmaxStep <= kMaxHead, "p fits where q would");
-        static_assert(2 * operand + kMaxTileRows * kScoreStride + 2 * partial_floats(kMaxHead) <= attention_scratch_floats(),
-                      "the caller's scratch holds q, p, s and two states");
+        constexpr size_t needed = 2 * operand + kMaxTileRows * kScoreStride + 2 * partial_floats(kMaxHead);
+        static_assert(needed <= attention_scratch_floats(), "the caller's scratch holds q, p, s and two states");
         group_elements_ = static_cast<size_t>(cells_) * kCellSize;
         half_elements_ = a.kv.half_bytes() / sizeof(Cache);
         head_offset_ = static_cast<size_t>(a.kv.k(0, a.layer, t.kv_head) - a.kv.pool);
@@ -95,7 +96,8 @@ template <class Tiles> class AttentionTile {
             split(t_.split0, state);
             return;
         }
-        const SoftmaxState total(states_, a_.padded_head), part(states_ + partial_floats(a_.padded_head), a_.padded_head);
+        const int width = a_.padded_head;
+        const SoftmaxState total(states_, width), part(states_ + partial_floats(width), width);
         start(total, true);
         bool apart = false;   // total holds a split, or the sink of an earlier one
         for (int i = t_.split0; i < t_.split1; ++i) {
@@ -104,8 +106,9 @@ template <class Tiles> class AttentionTile {
             if (apart) start(part, false);
             split(i, apart ? part : total);
             if (apart) {
-                for (int r = 0; r < rows_; ++r)
-                    merge_row(total.m[r], total.l[r], row(total, r), part.m[r], part.l[r], row(part, r), a_.padded_head);
+                for (int r = 0; r < rows_; ++r) {
+                    merge_row(total.m[r], total.l[r], row(total, r), part.m[r], part.l[r], row(part, r), width);
+                }
             }
             apart = true;
         }
@@ -184,12 +187,15 @@ template <class Tiles> class AttentionTile {
         }
         const PerRow tops = maxima(s0, state);
         PerRow factors, sums{};
-        for (int i = 0; i < kMaxTileRows; i += 16) decay(Vec::load(state.m + i), Vec::load(tops.v + i)).store(factors.v + i);
+        for (int i = 0; i < kMaxTileRows; i += 16) {
+            decay(Vec::load(state.m + i), Vec::load(tops.v + i)).store(factors.v + i);
+        }
         for (int r = 0; r < rows_; ++r) {
             sums.v[r] = probabilities(r, s0, g0, g1, tops.v[r]);
             if (factors.v[r] != 1.0f) {
                 const Vec f = Vec::set(factors.v[r]);
-                for (int d = 0; d < a_.padded_head; d += 16) (Vec::load(row(state, r) + d) * f).store(row(state, r) + d);
+                float* o = row(state, r);
+                for (int d = 0; d < a_.padded_head; d += 16) (Vec::load(o + d) * f).store(o + d);
             }
         }
         for (int i = 0; i < kMaxTileRows; i += 16) {
@@ -223,7 +229,10 @@ template <class Tiles> class AttentionTile {
             }
             if (a_.alibi) add_slope(s, begin, end, s0, a_.alibi[query_head(a_, t_, r)]);
             if (see.lo > begin) select(Vec::first_n(see.lo - begin), hidden, Vec::load(s + begin)).store(s + begin);
-            if (see.hi < end) select(Vec::first_n(see.hi - end + 16), Vec::load(s + end - 16), hidden).store(s + end - 16);
+            if (see.hi < end) {
+                float* last = s + end - 16;
+                select(Vec::first_n(see.hi - end + 16), Vec::load(last), hidden).store(last);
+            }
             Vec top = hidden;
             for (int i = begin; i < end; i += 16) top = max(top, Vec::load(s + i));
             const float largest = top.reduce_max();
@@ -236,7 +245,9 @@ template <class Tiles> class AttentionTile {
         alignas(64) float position[16];
         for (int i = 0; i < 16; ++i) position[i] = static_cast<float>(s0 + begin + i);
         Vec at = Vec::load(position);
-        for (int i = begin; i < end; i += 16, at = at + Vec::set(16.0f)) (Vec::load(s + i) + Vec::set(slope) * at).store(s + i);
+        for (int i = begin; i < end; i += 16, at = at + Vec::set(16.0f)) {
+            (Vec::load(s + i) + Vec::set(slope) * at).store(s + i);
+        }
     }
 
     // p = exp(s - top) over the groups [g0, g1), 0 where row r sees nothing; their sum, unrounded.
@@ -245,7 +256,8 @@ template <class Tiles> class AttentionTile {
         const bool any = see.lo < see.hi;
         const int begin = any ? see.lo / 16 : 2 * g1, end = any ? (see.hi + 15) / 16 : 2 * g1;
         const float* s = s_ + r * kScoreStride;
-        const auto at = [&](int i) { return p_ + i / 2 * kCellSize + r * kCell + i % 2 * 16; };
+        Operand* const p = p_ + r * kCell;
+        const auto at = [&](unsigned i) { return p + i / 2 * kCellSize + i % 2 * 16; };
         for (int i = 2 * g0; i < begin; ++i) Tiles::put(at(i), Vec::zero());
         const Vec m = Vec::set(top == -__builtin_inff() ? 0.0f : top);   // every score -inf: every p 0
         Vec sum = Vec::zero();

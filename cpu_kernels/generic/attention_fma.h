@@ -13,24 +13,26 @@ DI_INLINE void put_rounded(float* to, Vec v, CellBf16) {
     Vec::load_bf16(rounded).store(to);
 }
 
-// acc[R] += x[R, 32] · half a cell; rows of x are 32 apart.
-template <class Cell, int R> DI_INLINE void add_half_cell(Vec* acc, const float* x, const typename Cell::T* cell, int half) {
+// acc[R] += x[R, 32] · half a cell; rows of x are 32 apart. Prefetches the same half of the cell `ahead`, line by line
+// beside the arithmetic.
+template <class Cell, int R>
+DI_INLINE void add_half_cell(Vec* acc, const float* x, const typename Cell::T* cell, int half,
+                             const typename Cell::T* ahead) {
     Vec te[R], to[R];
     for (int m = 0; m < R; ++m) te[m] = to[m] = Vec::zero();
+    ahead += half * (kCellSize / 2);
 #pragma GCC unroll 16
     for (int r = 0; r < 16; ++r) {
         Vec even, odd;
         Cell::line(cell, half, r, even, odd);
+        __builtin_prefetch(ahead + r * kCell, 0, 2);
+        if (sizeof *ahead == 4) __builtin_prefetch(ahead + r * kCell + 16, 0, 2);
         for (int m = 0; m < R; ++m) {
             te[m] = fma(Vec::set(x[m * kCell + 2 * r]), even, te[m]);
             to[m] = fma(Vec::set(x[m * kCell + 2 * r + 1]), odd, to[m]);
         }
     }
     for (int m = 0; m < R; ++m) acc[m] = acc[m] + (te[m] + to[m]);
-}
-
-template <class T> DI_INLINE void prefetch_cell(const T* cell) {
-    for (int i = 0; i < kCellSize; i += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(cell + i, 0, 2);
 }
 
 template <class Cell> struct FmaTiles {
@@ -43,48 +45,58 @@ template <class Cell> struct FmaTiles {
     static DI_INLINE void put(float* to, Vec v) { put_rounded(to, v, Cell{}); }
 
     void scores(const float* q, const Cache* k, int cells, float* s, const Cache* ahead) const {
-        for (int c = 0; ahead && c < cells; ++c) prefetch_cell(ahead + c * kCellSize);
-        for (int r = 0; r < rows_; r += kRows) scores_of<kRows>(rows_ - r, q + r * kCell, k, cells, s + r * kScoreStride);
+        for (int r = 0; r < rows_; r += kRows) {
+            scores_of<kRows>(rows_ - r, q + r * kCell, k, cells, s + r * kScoreStride, ahead && r == 0 ? ahead : k);
+        }
     }
 
-    void values(const float* p, const Cache* const* v, int groups, int cells, float* o, const Cache* const* ahead) const {
-        for (int g = 0; g < groups; ++g) {
-            for (int c = 0; ahead[g] && c < cells; ++c) prefetch_cell(ahead[g] + c * kCellSize);
-        }
+    void values(const float* p, const Cache* const* v, int groups, int cells, float* o,
+                const Cache* const* ahead) const {
         for (int c = 0; c < cells; ++c) {
-            for (int r = 0; r < rows_; r += kRows)
-                values_of<kRows>(rows_ - r, p + r * kCell, v, groups, c, o + r * cells * kCell + c * kCell, cells * kCell);
+            for (int r = 0; r < rows_; r += kRows) {
+                float* to = o + (r * cells + c) * kCell;
+                values_of<kRows>(rows_ - r, p + r * kCell, v, groups, c, to, cells * kCell, r == 0 ? ahead : v);
+            }
         }
     }
 
   private:
     // min(count, R) rows.
-    template <int R> static DI_INLINE void scores_of(int count, const float* q, const Cache* k, int cells, float* s) {
-        if (count >= R) return score_rows<R>(q, k, cells, s);
-        if constexpr (R > 1) scores_of<R - 1>(count, q, k, cells, s);
+    template <int R>
+    static DI_INLINE void scores_of(int count, const float* q, const Cache* k, int cells, float* s,
+                                    const Cache* ahead) {
+        if (count >= R) return score_rows<R>(q, k, cells, s, ahead);
+        if constexpr (R > 1) scores_of<R - 1>(count, q, k, cells, s, ahead);
     }
     template <int R>
-    static DI_INLINE void values_of(int count, const float* p, const Cache* const* v, int groups, int c, float* o, int stride) {
-        if (count >= R) return value_rows<R>(p, v, groups, c, o, stride);
-        if constexpr (R > 1) values_of<R - 1>(count, p, v, groups, c, o, stride);
+    static DI_INLINE void values_of(int count, const float* p, const Cache* const* v, int groups, int c, float* o,
+                                    int stride, const Cache* const* ahead) {
+        if (count >= R) return value_rows<R>(p, v, groups, c, o, stride, ahead);
+        if constexpr (R > 1) values_of<R - 1>(count, p, v, groups, c, o, stride, ahead);
     }
 
-    template <int R> static DI_NOINLINE void score_rows(const float* q, const Cache* k, int cells, float* s) {
+    template <int R>
+    static DI_NOINLINE void score_rows(const float* q, const Cache* k, int cells, float* s, const Cache* ahead) {
         for (int half = 0; half < 2; ++half) {
             Vec acc[R];
             for (int m = 0; m < R; ++m) acc[m] = Vec::zero();
-            for (int c = 0; c < cells; ++c) add_half_cell<Cell, R>(acc, q + c * kCellSize, k + c * kCellSize, half);
+            for (int c = 0; c < cells; ++c)
+                add_half_cell<Cell, R>(acc, q + c * kCellSize, k + c * kCellSize, half, ahead + c * kCellSize);
             for (int m = 0; m < R; ++m) acc[m].store(s + m * kScoreStride + 16 * half);
         }
     }
 
     // 32 columns of O: cell c of each group.
     template <int R>
-    static DI_NOINLINE void value_rows(const float* p, const Cache* const* v, int groups, int c, float* o, int stride) {
+    static DI_NOINLINE void value_rows(const float* p, const Cache* const* v, int groups, int c, float* o, int stride,
+                                       const Cache* const* ahead) {
         for (int half = 0; half < 2; ++half) {
             Vec acc[R];
             for (int m = 0; m < R; ++m) acc[m] = Vec::load(o + m * stride + 16 * half);
-            for (int g = 0; g < groups; ++g) add_half_cell<Cell, R>(acc, p + g * kCellSize, v[g] + c * kCellSize, half);
+            for (int g = 0; g < groups; ++g) {
+                const Cache* next = ahead[g] ? ahead[g] : v[g];
+                add_half_cell<Cell, R>(acc, p + g * kCellSize, v[g] + c * kCellSize, half, next + c * kCellSize);
+            }
             for (int m = 0; m < R; ++m) acc[m].store(o + m * stride + 16 * half);
         }
     }

@@ -1,4 +1,4 @@
-// Elementwise maps over rows [m0, m1): y[M,N] = op(a[M,N], b[M,N]), each fp32 or bf16. All ops keep the zeros of padded columns.
+// Elementwise maps over rows [m0, m1): y[M,N] = op(a[M,N], b[M,N]), each fp32 or bf16. All ops keep padding zero.
 #pragma once
 #include "math.h"
 #include "rows.h"

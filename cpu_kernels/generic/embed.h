@@ -1,4 +1,4 @@
-// One row of an embedding table, row-major or out of the panels of a tied output layer: table[V,H] → y[m] fp32, times a scale.
+// One row of an embedding table, row-major or in the panels of a tied output layer: scale · table[V,H] → y[m], fp32.
 #pragma once
 #include "rows.h"
 
@@ -16,8 +16,8 @@ DI_INLINE Vec load16_as(DType t, const void* table, size_t i) {
 // Columns [32 * cell, 32 * cell + 32) of row n of a panel run, contiguous.
 template <class T> DI_INLINE void gather_cell(T* to, const T* panels, int cells, int n, int cell) {
     for (int k = 0; k < kCell; ++k) {
-        const size_t i = sizeof(T) == 4 ? panel_index_f32(cells, n, cell * kCell + k) : panel_index_16(cells, n, cell * kCell + k);
-        to[k] = panels[i];
+        const int column = cell * kCell + k;
+        to[k] = panels[sizeof(T) == 4 ? panel_index_f32(cells, n, column) : panel_index_16(cells, n, column)];
     }
 }
 
@@ -32,7 +32,8 @@ inline void embed(const Embed& a, int token, int m) {
             if (a.dtype == DType::F32) {
                 gather_cell(gathered, static_cast<const float*>(a.table), a.k_cells, token, c);
             } else {
-                gather_cell(reinterpret_cast<uint16_t*>(gathered), static_cast<const uint16_t*>(a.table), a.k_cells, token, c);
+                auto* halves = reinterpret_cast<uint16_t*>(gathered);
+                gather_cell(halves, static_cast<const uint16_t*>(a.table), a.k_cells, token, c);
             }
             from = gathered;
             at = 0;

@@ -35,8 +35,6 @@ struct Rows {
     size_t step;
 };
 
-constexpr size_t kAheadBytes = 4096;   // from a panel's first use back to its prefetch
-
 // One cell of a panel, kHalves halves of it from `half` on: acc[half][m] += x · cell.
 template <class Cell, int R, int kHalves>
 DI_INLINE void multiply_cell(const float* x, const typename Cell::T* cell, int half, bool cold, Vec (*acc)[R]) {
@@ -53,8 +51,9 @@ DI_INLINE void multiply_cell(const float* x, const typename Cell::T* cell, int h
             }
         }
         if (cold) {
-            constexpr size_t kLineBytes = kHalves * 32 * sizeof(typename Cell::T);   // of a line r
-            const char* ahead = reinterpret_cast<const char*>(cell) + kAheadBytes + (16 * half / kHalves + r) * kLineBytes;
+            constexpr size_t kAhead = kHalves == 2 ? 1024 : 4096;   // few rows: the hardware's prefetchers need little help
+            constexpr size_t kLineBytes = kHalves * 32 * sizeof(typename Cell::T);
+            const char* ahead = reinterpret_cast<const char*>(cell) + kAhead + (16 * half / kHalves + r) * kLineBytes;
             for (size_t i = 0; i < kLineBytes; i += 64) __builtin_prefetch(ahead + i);
         }
     }

@@ -1,6 +1,7 @@
 // RMS norm and layer norm: x[M,H] fp32 → y[M,H] fp32 or bf16. Sums in the 16 lanes of docs/arithmetic.md.
 //
-// Rows of one band go together, column chunk by column chunk: memory is read in order and the rows' chains of additions overlap.
+// Rows of one band go together, column chunk by column chunk: memory is read in order and the rows' chains of additions
+// overlap.
 #pragma once
 #include "rows.h"
 
@@ -54,7 +55,9 @@ inline void rms_norm(const Norm& a, int m0, int m1) {
     for_bands(a.x, m0, m1, [&](int m, int n) {
         const PerRow squares = sum_rows(a.x, m, n, [](Vec s, Vec x, int, int) { return fma(x, x, s); });
         const PerRow inverse = map_per_row(squares, [&](Vec s) { return inverse_root(s, a.cols, a.eps); });
-        write_rows(a.y, a.x, m, n, [&](Vec x, int r, int c) { return x * Vec::set(inverse.v[r]) * Vec::load(a.weight + c); });
+        write_rows(a.y, a.x, m, n, [&](Vec x, int r, int c) {
+            return x * Vec::set(inverse.v[r]) * Vec::load(a.weight + c);
+        });
     });
 }
 

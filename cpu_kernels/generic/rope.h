@@ -6,8 +6,8 @@
 namespace di {
 namespace {
 
-// A rotation as one formula for all columns: x' = x · cos + partner · sin. The partner of column i is i ± h (halves) or i ± 1
-// (interleaved pairs); sin carries the minus sign of a pair's first column.
+// A rotation as one formula for all columns: x' = fma(x, cos, partner · sin). The partner of column i is i ± h (halves)
+// or i ± 1 (interleaved pairs); sin carries the minus sign of a pair's first column.
 struct Rotation {
     int columns;       // 2h
     bool interleaved;
@@ -49,7 +49,8 @@ DI_INLINE void normalize_head(float* x, const float* weight, const Rope& a) {
     for (int i = 0; i < a.padded_head; i += 16) (Vec::load(x + i) * inverse * Vec::load(weight + i)).store(x + i);
 }
 
-DI_INLINE void rope_heads(const Rope& a, const View& view, int heads, const float* norm, const Rotation& rotation, int m) {
+DI_INLINE void rope_heads(const Rope& a, const View& view, int heads, const float* norm, const Rotation& rotation,
+                          int m) {
     if (!view.data || (!norm && rotation.columns == 0)) return;
     alignas(64) float x[kMaxHead + 16];
     float* p = view.row<float>(m);
@@ -77,10 +78,10 @@ inline void rope(const Rope& a, int m0, int m1) {
     }
 }
 
-// ---- The store into the cache --------------------------------------------------------------------------------------------
+// ---- The store into the cache ------------------------------------------------------------------------------------
 
-// 32 columns of one token: row `token` of a K cell, line `token` of a V cell. Neighbouring tokens share dwords and lines of a bf16 cell and
-// may be written by different threads, so every element is a store of its own, never a read, change and write back.
+// 32 columns of one token of a K or V cell. Neighbouring tokens share lines, and in V dwords, of a bf16 cell and may be
+// written by different threads: nothing is read, changed and written back.
 DI_INLINE void store_k(bf16* cell, const float* x, int token) {
     alignas(64) bf16 rounded[kCell];
     Vec::load(x).store_bf16(rounded);

@@ -30,7 +30,7 @@ struct alignas(64) PerRow {
     float v[kCell];
 };
 
-// f(m, n) for the pieces [m, m + n) of rows [m0, m1) that lie in one band: there the same 32 columns of n rows are contiguous.
+// f(m, n) for the pieces [m, m + n) of rows [m0, m1) that lie in one band: there 32 columns of n rows are contiguous.
 template <class F> DI_INLINE void for_bands(const View& view, int m0, int m1, F f) {
     const int band = view.band();
     for (int m = m0; m < m1;) {

@@ -97,13 +97,28 @@ void check_cache(Checker& c, const di_kv_desc& kv, int layer, int heads, int hea
               kv.head_size);
 }
 
+// The body works on token rows and knows their tokens and caches; the tail works on tiles of logit rows, which it gathers first.
+void check_place(Checker& c, const di_instr& in, bool in_tail) {
+    const bool row_wise = in.op == DI_OP_LINEAR || in.op == DI_OP_RMS_NORM || in.op == DI_OP_LAYER_NORM || (in.op >= DI_OP_ACT && in.op <= DI_OP_CAST);
+    const bool ends = in.op == DI_OP_GATHER_ROWS || in.op == DI_OP_SAMPLE;
+    c.require(row_wise || ends == in_tail, "stands in the %s of the program", in_tail ? "tail" : "body");
+    const int rows = in_tail ? DI_ROWS_R : DI_ROWS_T;
+    for (int i = 0; i < DI_MAX_IN; ++i) {
+        const bool gathered = in.op == DI_OP_GATHER_ROWS && i == 0;
+        if (in.in[i] >= 0 && !gathered) c.require(c.slot(in.in[i]).rows == rows, "slot %d has the rows of the %s", in.in[i], in_tail ? "body" : "tail");
+    }
+    for (const int16_t out : in.out)
+        if (out >= 0) c.require(c.slot(out).rows == rows, "slot %d has the rows of the %s", out, in_tail ? "body" : "tail");
+}
+
 }  // namespace
 
-bool check_instr(const di_instr& in, const std::vector<di_slot>& slots, const std::vector<Weight>& weights, const di_kv_desc& kv, char* why,
-                 size_t why_bytes) {
+bool check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& slots, const std::vector<Weight>& weights, const di_kv_desc& kv,
+                 char* why, size_t why_bytes) {
     Checker c(in, slots, weights, why, why_bytes);
     c.require(op_function(in.op) != nullptr, "unknown to this device");
     if (!c.ok) return false;
+    check_place(c, in, in_tail);
     switch (in.op) {
         case DI_OP_EMBED: {
             const Weight& w = c.matrix(0, true);

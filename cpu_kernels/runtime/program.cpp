@@ -138,9 +138,12 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
 
     for (const auto* list : {&body_, &tail_})
         for (const di_instr& instr : *list)
-            if (!check_instr(instr, slots_, weights_, kv_desc_, why, why_bytes)) return false;
-    for (const di_instr& instr : tail_)
-        if (instr.op == DI_OP_SAMPLE) vocab_ = instr.i[0];
+            if (!check_instr(instr, list == &tail_, slots_, weights_, kv_desc_, why, why_bytes)) return false;
+    for (const di_instr& instr : tail_) {
+        if (instr.op != DI_OP_SAMPLE) continue;
+        if (vocab_) return fail(why, why_bytes, "program: more than one instruction samples");
+        vocab_ = instr.i[0];
+    }
 
     if (!os_map(static_cast<size_t>(std::max<int64_t>(desc.arena_bytes, 64)), true, &arena_memory_))
         return fail(why, why_bytes, "no memory for %lld bytes of activations", static_cast<long long>(desc.arena_bytes));
@@ -215,7 +218,7 @@ int Program::check(const di_step& step, char* why, size_t why_bytes) const {
         const int tokens = step.q_offset[b + 1] - step.q_offset[b];
         if (tokens < 1 || step.kv_len[b] < tokens) return fail(why, why_bytes, "step: sequence %d has %d new of %d tokens", b, tokens, step.kv_len[b]), DI_EINVAL;
         if (kv_.layers == 0) continue;
-        const int blocks = (step.kv_len[b] + kv_.block_tokens - 1) / kv_.block_tokens;
+        const int blocks = (step.kv_len[b] - 1) / kv_.block_tokens + 1;
         if (blocks > step.max_blocks) return fail(why, why_bytes, "step: sequence %d needs %d blocks of %d", b, blocks, step.max_blocks), DI_EINVAL;
         const int32_t* table = step.block_table + static_cast<size_t>(b) * step.max_blocks;
         for (int i = 0; i < blocks; ++i)
@@ -228,7 +231,7 @@ int Program::check(const di_step& step, char* why, size_t why_bytes) const {
         if (step.logit_row[r] < 0 || step.logit_row[r] >= step.T || step.sample[r].slot >= slots)
             return fail(why, why_bytes, "step: logit row %d is out of range", r), DI_EINVAL;
     for (int i = 0; i < step.n_clear; ++i)
-        if (step.clear_blocks[i] < 0 || step.clear_blocks[i] >= kv_desc_.blocks) return fail(why, why_bytes, "step: cleared block does not exist"), DI_EINVAL;
+        if (step.clear_blocks[i] < 0 || static_cast<size_t>(step.clear_blocks[i]) >= touched_.size()) return fail(why, why_bytes, "step: cleared block does not exist"), DI_EINVAL;
     for (int i = 0; i < step.n_external; ++i)
         if (step.external_row[i] < 0 || step.external_row[i] >= step.T || (i && step.external_row[i] <= step.external_row[i - 1]))
             return fail(why, why_bytes, "step: external rows must ascend within the step"), DI_EINVAL;

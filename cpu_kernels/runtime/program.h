@@ -110,8 +110,8 @@ using OpFn = void (*)(const Run& run, const di_instr& instr, int index);
 OpFn op_function(int op);           // null: unknown
 
 // Whether a program's instruction is one that this device can run; the reason in `why` otherwise.
-bool check_instr(const di_instr& instr, const std::vector<di_slot>& slots, const std::vector<Weight>& weights, const di_kv_desc& kv,
-                 char* why, size_t why_bytes);
+bool check_instr(const di_instr& instr, bool in_tail, const std::vector<di_slot>& slots, const std::vector<Weight>& weights,
+                 const di_kv_desc& kv, char* why, size_t why_bytes);
 
 struct Range {
     int begin, end;

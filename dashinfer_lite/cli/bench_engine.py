@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dashinfer_lite.cli.bench_model import RandomWeights, shape_config
+from dashinfer_lite.cli.bench_model import RandomWeights, shape_config, tensor_shapes
 from dashinfer_lite.devices import open_device
 from dashinfer_lite.engine import Engine
 from dashinfer_lite.errors import RequestError
@@ -51,7 +51,9 @@ def random_source(shape: str) -> Source:
     """A shape with random weights."""
     config = shape_config(shape)
     model = find_model(config["architectures"][0])
-    return Source(shape, model.forward, model.config.from_dict(config, where=shape), RandomWeights(config), "bf16")
+    return Source(
+        shape, model.forward, model.config.from_dict(config, where=shape), RandomWeights(tensor_shapes(config)), "bf16"
+    )
 
 
 def folder_source(path: Path) -> Source:

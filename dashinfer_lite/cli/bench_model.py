@@ -49,6 +49,26 @@ def shape_config(shape: str) -> dict[str, Any]:
     }
 
 
+def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of a Qwen2 by name."""
+    hidden, mlp, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        for name, rows in (("q", hidden), ("k", kv), ("v", kv)):
+            shapes[f"{at}self_attn.{name}_proj.weight"] = (rows, hidden)
+            shapes[f"{at}self_attn.{name}_proj.bias"] = (rows,)
+        shapes[f"{at}self_attn.o_proj.weight"] = (hidden, hidden)
+        shapes[f"{at}mlp.gate_proj.weight"] = shapes[f"{at}mlp.up_proj.weight"] = (mlp, hidden)
+        shapes[f"{at}mlp.down_proj.weight"] = (hidden, mlp)
+        shapes[f"{at}input_layernorm.weight"] = shapes[f"{at}post_attention_layernorm.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (vocab, hidden)
+    return shapes
+
+
 class RandomWeights:
     """A WeightReader whose tensors are normal numbers of the model's shape, as bf16; norms are 1.
 
@@ -56,8 +76,8 @@ class RandomWeights:
     same in every read and on every machine, at the speed of copying memory.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._shapes = _tensor_shapes(config)
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._shapes = dict(shapes)
         numbers = np.random.Generator(np.random.Philox(7)).standard_normal(TABLE, np.float32) * np.float32(SPREAD)
         self._table = ((numbers.view(np.uint32) + 0x8000) >> 16).astype(np.uint16)
 
@@ -77,9 +97,11 @@ class RandomWeights:
             return np.full(stop - start, 0x3F80, np.uint16)
         seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little")
         if len(shape) == 1:
-            return self._windows(stop)[seed % (TABLE - stop)][start:stop].copy()
+            begin = seed % (TABLE - shape[0])
+            return self._table[begin + start : begin + stop].copy()
         begins = (seed + np.arange(start, stop, dtype=np.int64) * 7919) % (TABLE - shape[1])
-        return self._windows(shape[1])[begins]
+        rows: Array = self._windows(shape[1])[begins]
+        return rows
 
     def close(self) -> None:
         """Nothing is open."""
@@ -92,22 +114,3 @@ class RandomWeights:
 
     def _windows(self, width: int) -> Array:
         return np.lib.stride_tricks.sliding_window_view(self._table, width)
-
-
-def _tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    hidden, mlp, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
-    for layer in range(config["num_hidden_layers"]):
-        at = f"model.layers.{layer}."
-        for name, rows in (("q", hidden), ("k", kv), ("v", kv)):
-            shapes[f"{at}self_attn.{name}_proj.weight"] = (rows, hidden)
-            shapes[f"{at}self_attn.{name}_proj.bias"] = (rows,)
-        shapes[f"{at}self_attn.o_proj.weight"] = (hidden, hidden)
-        shapes[f"{at}mlp.gate_proj.weight"] = shapes[f"{at}mlp.up_proj.weight"] = (mlp, hidden)
-        shapes[f"{at}mlp.down_proj.weight"] = (hidden, mlp)
-        shapes[f"{at}input_layernorm.weight"] = shapes[f"{at}post_attention_layernorm.weight"] = (hidden,)
-    shapes["model.norm.weight"] = (hidden,)
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (vocab, hidden)
-    return shapes

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from dashinfer_lite.cli.bench_result import Line, Result
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 860, 460, 70, 60, 60
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 920, 460, 70, 60, 60
 PLOT: Final = 460  # width of the roofline; the bars stand right of it
 BARS: Final = 150
 COLOURS: Final = {"read": "#2a6fbb", "matrix": "#c2571a", "": "#777777"}
@@ -47,9 +47,9 @@ def _roofline(lines: Sequence[Line]) -> list[str]:
     if matrix:
         begin = min(max(ridge or xs.low, xs.low), xs.high)
         shapes.append(_line(xs(begin), ys(matrix), xs(xs.high), ys(matrix), COLOURS["matrix"], 2))
-    for line, (x, y) in zip(lines, points, strict=True):
+    for i, (line, (x, y)) in enumerate(zip(lines, points, strict=True)):
         shapes.append(f'<circle cx="{xs(x):.1f}" cy="{ys(y):.1f}" r="5" fill="{COLOURS[line.roof]}"/>')
-        shapes.append(_text(xs(x) + 8, ys(y) + 4, line.name, 11))
+        shapes.append(_text(xs(x) + 8, ys(y) + (16 if i % 2 else -2), line.name, 11))  # neighbours stay legible
     return shapes
 
 

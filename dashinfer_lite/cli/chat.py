@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dashinfer_lite.cli.figures import figures
 from dashinfer_lite.cli.options import add_model_options, add_sampling_options, load, sampling_params
 from dashinfer_lite.cli.terminal import Style, is_terminal, tolerate_encoding
-from dashinfer_lite.errors import CapacityError, RequestError
+from dashinfer_lite.errors import DashInferError
 
 if TYPE_CHECKING:
     import argparse
@@ -82,30 +82,30 @@ class Chat:
                         return
                 elif line:
                     self.ask(line)
-            except (RequestError, CapacityError) as error:
+            except KeyboardInterrupt:
+                print()
+            except DashInferError as error:
                 print(self._style.bad(f"{error}"))
 
     def ask(self, text: str) -> bool:
         """Send a message and stream the answer; False where Ctrl-C ended it. What has been said stays remembered."""
         self._messages.append({"role": "user", "content": text})
+        is_whole = True
         try:
             request = self._loaded.llm.submit(messages=self._messages, params=self._params)
+            try:
+                for piece in request:
+                    print(piece, end="", flush=True)
+            except KeyboardInterrupt:
+                is_whole = False
+            finally:
+                request.cancel()  # whatever ended the loop; without effect on an answer that is whole
+            self._last = output = request.result()
         except BaseException:
             self._messages.pop()
             raise
-        is_whole = True
-        try:
-            for piece in request:
-                print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            is_whole = False
-            request.cancel()
-        finally:
-            if not request.is_done:
-                request.cancel()
-        self._last = output = request.output()
-        print(f"{'' if is_whole else ' …'}\n{self._style.dim(figures(self._loaded, output))}", flush=True)
         self._messages.append({"role": "assistant", "content": output.text})
+        print(f"{'' if is_whole else ' …'}\n{self._style.dim(figures(self._loaded, output))}", flush=True)
         return is_whole
 
     def _read(self, prompt: str) -> str | None:

@@ -21,7 +21,8 @@ def figures(loaded: Loaded, output: RequestOutput) -> str:
         parts.append(f"first token {seconds(output.timings.ttft_s)}")
     rate = tokens_per_second(output)
     count = output.usage.completion_tokens
-    parts.append(f"{count} tokens" if rate is None else f"{rate:.1f} tok/s ({count} tokens)")
+    tokens = f"{count} {'token' if count == 1 else 'tokens'}"
+    parts.append(tokens if rate is None else f"{rate:.1f} tok/s ({tokens})")
     if output.usage.cached_tokens:
         parts.append(f"{output.usage.cached_tokens} of {output.usage.prompt_tokens} prompt tokens cached")
     parts.append(f"{info.name} {info.tier}")

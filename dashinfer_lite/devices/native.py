@@ -89,12 +89,25 @@ class NativeExecutable:
 
     def submit(self, step: Step) -> int:
         """Run or start one step."""
+        self._check_arrays(step)
         if step.native is None:
             step.native = _native.StepBinding(step)
         try:
             return self._handle.submit(step.native, step)
         except _native.NativeError as error:
             raise DeviceError(f"{self.info.name}: {error}") from None
+
+    def _check_arrays(self, step: Step) -> None:
+        """Refuse arrays that a device would read or write beyond: those whose width the step itself does not know."""
+        program = self._program
+        if step.n_external:
+            given = None if step.external is None else (step.external.dtype.str, *step.external.shape[1:])
+            if given != ("<f4", program.hidden_size) or len(step.external) < step.n_external:
+                raise DeviceError(f"{self.info.name}: step: external states must be fp32 [{step.n_external}, {program.hidden_size}]")
+        if step.out_logits is not None and step.out_logits.shape[1] != program.vocab_size:
+            raise DeviceError(f"{self.info.name}: step: {step.out_logits.shape[1]} logit columns for {program.vocab_size} tokens")
+        if step.out_top_ids.shape[1] != program.limits.max_logprobs:
+            raise DeviceError(f"{self.info.name}: step: {step.out_top_ids.shape[1]} alternatives a row, not {program.limits.max_logprobs}")
 
     def wait(self, ticket: int) -> None:
         """Block until the step is done."""

@@ -107,6 +107,7 @@ def attention(q: Floats, k: Floats, v: Floats, bidirectional: int, args: Attenti
     """
     n, q_heads, size = q.shape
     length, kv_heads, _ = k.shape
+    bidirectional = min(bidirectional, length)
     group = q_heads // kv_heads
     # Query rows of one KV head: (token, head of the group), tiled.
     rows = rounded(q * np.float32(args.scale), args.kv_dtype).reshape(n, kv_heads, group * size)

@@ -74,8 +74,6 @@ class KvCache:
             return
         size = self.block_tokens
         full = min(written, len(seq.tokens)) // size
-        if full * size < seq.span:
-            return  # no part of the span may be found without the rest
         while seq.registered < full:
             start = seq.registered * size
             block = seq.blocks[seq.registered]

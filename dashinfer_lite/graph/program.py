@@ -1,6 +1,6 @@
 """The lowered form of a model: flat instructions over slots, and the weights they read.
 
-A `Program` is what a device gets. It mirrors `include/dashinfer_device.h` field by field; `encode` in `graph/lower.py` turns it into those structs.
+A `Program` is what a device gets. It mirrors `include/dashinfer_device.h` field by field; `graph/encode.py` turns it into those structs.
 """
 
 from __future__ import annotations

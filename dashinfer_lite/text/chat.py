@@ -9,8 +9,11 @@ from typing import Any
 from ..errors import ModelError, RequestError
 from .folder import read_json, read_text, read_tokenizer_config, special_tokens
 
-MAX_TEMPLATE = 256 << 10
+MAX_TEMPLATE = 100_000
 """Longest accepted template source in characters; real ones have up to 30 thousand."""
+
+MAX_STATEMENTS = 2000
+"""Most statements in a template, since the compiler's time grows with their square; real ones have up to some 300."""
 
 Message = Mapping[str, Any]
 
@@ -23,6 +26,8 @@ class ChatTemplate:
         for name, source in templates.items():
             if len(source) > MAX_TEMPLATE:
                 raise ModelError(f"{origin}: chat template {name!r} is longer than {MAX_TEMPLATE} characters")
+            if source.count("{%") > MAX_STATEMENTS:
+                raise ModelError(f"{origin}: chat template {name!r} has more than {MAX_STATEMENTS} statements")
         self._templates = dict(templates)
         self._variables = dict(variables)
         self._origin = origin
@@ -78,7 +83,7 @@ class ChatTemplate:
             for piece in template.generate(variables):
                 length += len(piece)
                 if length > MAX_TEXT:
-                    raise RequestError(f"the prompt is longer than {MAX_TEXT} characters")
+                    raise RequestError(f"{self._origin}: the prompt is longer than {MAX_TEXT} characters")
                 pieces.append(piece)
         except RequestError:
             raise

@@ -86,6 +86,13 @@ def flag(config: dict[str, Any], name: str, folder: Path) -> bool | None:
     return value
 
 
+def framing(wanted: bool, token_id: int | None, option: str, folder: Path) -> list[int]:
+    """Return what an add_bos_token or add_eos_token option adds; ModelError where there is no such token."""
+    if wanted and token_id is None:
+        raise ModelError(f"{folder / 'tokenizer_config.json'}: {option} is set but the token is not in the vocabulary")
+    return [token_id] if wanted and token_id is not None else []
+
+
 def end_token_ids(folder: Path) -> tuple[int, ...]:
     """Return the ids that end a text: generation_config.json's, else config.json's, else none."""
     for name in ("generation_config.json", "config.json"):

@@ -4,8 +4,9 @@ jinja2's own sandbox keeps a template away from Python's internals. It does not 
 filling the memory, so here every operation is charged to a budget before it runs:
 
 * a value that is walked (looped over, filtered, compared, joined, printed) costs its size: a unit for each element,
-  nested ones included where the operation looks at them, and one for every 64 characters;
-* every call of a macro, method, filter or test costs a unit, which bounds recursion of every kind;
+  nested ones included where the operation looks at them, and one for every 128 characters;
+* every run through the body of a loop or macro costs a unit for each 8 of its syntax nodes;
+* every call of a macro, method, filter or test costs a few units, which bounds recursion of every kind;
 * operations whose result can be much larger than their operands (`*`, `**`, `%`, `replace`, `join`, `indent`, `format`)
   are refused when they would make more than `MAX_TEXT` characters;
 * only the filters, methods and globals of `sandbox_rules` can be used, each about linear in its operands or charged
@@ -31,12 +32,16 @@ from jinja2.visitor import NodeTransformer
 from . import sandbox_rules as rules
 from .sandbox_rules import MAX_TEXT
 
-MAX_WORK = 2_000_000
+MAX_WORK = 1_000_000
 """Units of work a rendering may use."""
 
 MAX_INTEGER_BITS = 4096
 
-CHARS_A_UNIT = 64
+CHARS_A_UNIT = 128
+
+UNITS_A_CALL = 4
+
+NODES_A_UNIT = 8
 
 COMPARISONS_A_UNIT = 1024
 
@@ -93,7 +98,9 @@ class Budget:
                 self.charge(2 * len(item))
                 stack += item.keys()
                 stack += item.values()
-            elif isinstance(item, Iterable) and not isinstance(item, range | Undefined | LoopContext | Iterator):
+            elif isinstance(item, range):
+                self.elements(item)
+            elif isinstance(item, Iterable) and not isinstance(item, Undefined | LoopContext | Iterator):
                 self.elements(item)
                 stack += item
         return size
@@ -119,12 +126,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
             (rules.WALKING_FILTERS, budget.elements),
             (rules.WHOLE_FILTERS, budget.weigh),
         ]
-        known: dict[str, Callable[..., Any]] = {**self.filters, "tojson": _tojson}
+        known: dict[str, Any] = {**self.filters, "tojson": _tojson}
         self.filters = {name: self._charged(name, known[name], charge) for names, charge in charges for name in names}
         self.filters |= {EACH: _passing(budget.elements), COPY: _passing(budget.copied), WHOLE: _passing(budget.weigh)}
-        for name, test in self.tests.items():
-            charge = budget.weigh if name in rules.WHOLE_TESTS else _nothing
-            self.tests[name] = self._charged(name, test, charge)
+        self.filters[TICK] = _passing(budget.charge)
+        tests: dict[str, Any] = {**self.tests}
+        for name, test in tests.items():
+            self.tests[name] = self._charged(name, test, budget.weigh if name in rules.WHOLE_TESTS else _nothing)
         self.globals = {"range": safe_range, "dict": dict, "namespace": Namespace}
         self.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
         self._functions = list(self.globals.values())
@@ -137,7 +145,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call what a template may call, after charging it."""
         budget = __self.budget
-        budget.charge(1 + len(args) + len(kwargs))
+        budget.charge(UNITS_A_CALL + len(args) + len(kwargs))
         owner = getattr(__obj, "__self__", None)
         if isinstance(__obj, LoopContext):  # a recursive loop goes down
             budget.elements(args[0] if args else ())
@@ -223,7 +231,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _charge_format(self, template: str, fields: int | None, operands: Any) -> None:
         """Charge a format: each field takes all operands at worst."""
         if fields is None:
-            raise TooCostly("it formats a field that is named, nested or more than 999 characters wide")
+            raise TooCostly("it formats a long text, or a field that is named, nested or more than 999 characters wide")
         self.budget.text(len(template) + fields * (self.budget.weigh(operands) + 1000))
 
     def _charged(self, name: str, function: Callable[..., Any], charge: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -233,6 +241,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         def charged(*args: Any, **kwargs: Any) -> Any:
             operands = args[skip:]
             charge(operands[0])
+            if name in rules.COMPARING:
+                self.budget.charge(UNITS_A_CALL * _length(operands[0]))
             self.budget.weigh([operands[1:], kwargs])
             if name == "format":
                 template = str(operands[0])
@@ -245,7 +255,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return charged
 
 
-EACH, COPY, WHOLE = " each", " copy", " whole"
+EACH, COPY, WHOLE, TICK = " each", " copy", " whole", " tick"
 """Filters that only `Charges` can name: no template can write a space in a filter's name."""
 
 CHARGED = "dashinfer_charged"
@@ -256,7 +266,16 @@ class Charges(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         node.iter = _through(EACH, node.iter)
+        if node.test is not None:
+            node.test = nodes.And(_tick([node.test]), node.test)
+        return self.visit_body(node)
+
+    def visit_body(self, node: Any) -> nodes.Node:
+        """Charge a body each time it runs, by the number of nodes it is made of."""
+        node.body = [nodes.ExprStmt(_tick(node.body)), *node.body]
         return self.generic_visit(node)
+
+    visit_Macro = visit_CallBlock = visit_Block = visit_body
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         if isinstance(node.arg, nodes.Slice):
@@ -335,6 +354,11 @@ def _length(value: Any) -> int:
         return len(value)
     except TypeError:
         return 0
+
+
+def _tick(body: list[Any]) -> nodes.Expr:
+    size = sum(1 + sum(1 for _ in node.find_all(nodes.Node)) for node in body)
+    return nodes.Filter(nodes.Const(1 + size // NODES_A_UNIT), TICK, [], [], None, None)
 
 
 def _through(name: str, node: Any) -> Any:

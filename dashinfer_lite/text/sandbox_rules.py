@@ -7,6 +7,9 @@ from typing import Any
 MAX_TEXT = 4 << 20
 """Most characters in one string that a template makes, the rendered prompt included."""
 
+MAX_FORMAT = 10_000
+"""Longest template of `%` and `str.format`."""
+
 TOO_LARGE = MAX_TEXT + 1
 """The size of a result that is refused in any case."""
 
@@ -64,6 +67,9 @@ METHODS: dict[type, frozenset[str]] = {
 }
 """The methods that a template may call, by the type of the value."""
 
+COMPARING = frozenset(["dictsort", "groupby", "max", "min", "sort", "unique"])
+"""Filters that compare elements with each other, in Python code for each."""
+
 QUADRATIC = frozenset(["lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip", "trim"])
 """Methods and filters of a string that may compare each of its characters with each of their first argument's."""
 
@@ -116,14 +122,18 @@ SIZES: dict[str, Callable[..., int]] = {
 
 
 def percent_fields(template: str) -> int | None:
-    """Count the fields of a `%` template; None where one is named, or may be 1000 characters wide by itself."""
+    """Count the fields of a `%` template; None if it is too long, or one is named or may be 1000 characters wide."""
+    if len(template) > MAX_FORMAT:
+        return None
     fields = [found.group() for found in re.finditer(r"%[-#( +.*\d]*", template)]
     wide = any("*" in field or "(" in field or re.search(r"\d{4}", field) for field in fields)
     return None if wide else len(fields)
 
 
 def brace_fields(template: str) -> int | None:
-    """Count the fields of a `str.format` template; None where one may be 1000 characters wide by itself."""
+    """Count the fields of a `str.format` template; None if it is too long or one may be 1000 characters wide."""
+    if len(template) > MAX_FORMAT:
+        return None
     fields = list(re.finditer(r"\{[^{}]*", template))
     nested = any(":" in found.group() and template[found.end() : found.end() + 1] == "{" for found in fields)
     wide = nested or any(re.search(r"\d{4}", found.group()) for found in fields)

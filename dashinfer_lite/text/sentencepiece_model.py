@@ -9,7 +9,7 @@ from typing import Any
 import sentencepiece
 
 from ..errors import ModelError
-from .folder import flag, read_optional_json, special_tokens
+from .folder import flag, framing, read_optional_json, special_tokens
 from .streams import FallbackEachStream, TextStream
 from .tokenizer import Tokenizer, guarded_load
 
@@ -64,10 +64,10 @@ class SentencePieceTokenizer(Tokenizer):
         self.bos_token_id = self._named_id(names.get("bos_token"), self._pieces.bos_id())
         eos = self._named_id(names.get("eos_token"), self._pieces.eos_id())
         self.eos_token_ids = end_ids or (() if eos is None else (eos,))
-        add_bos = flag(config, "add_bos_token", folder) is not False and self.bos_token_id is not None
-        add_eos = flag(config, "add_eos_token", folder) is True and eos is not None
-        self._prefix = [self.bos_token_id] if add_bos and self.bos_token_id is not None else []
-        self._suffix = [eos] if add_eos and eos is not None else []
+        add_bos = flag(config, "add_bos_token", folder)
+        add_bos = self.bos_token_id is not None if add_bos is None else add_bos
+        self._prefix = framing(add_bos, self.bos_token_id, "add_bos_token", folder)
+        self._suffix = framing(flag(config, "add_eos_token", folder) is True, eos, "add_eos_token", folder)
         self._prefix_first = flag(config, "add_prefix_space", folder) is not False
         self._prefix_later = self._prefix_first and flag(config, "legacy", folder) is not False
         # A model without the dummy prefix (Gemma) spells "a" alike with and without it.

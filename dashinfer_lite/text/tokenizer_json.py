@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, normalizers
 
 from ..errors import ModelError, RequestError
-from .folder import MAX_TOKENIZER_BYTES, flag, read_bytes, special_tokens
+from .folder import MAX_TOKENIZER_BYTES, flag, framing, read_bytes, special_tokens
 from .streams import ByteStream, FallbackRunStream, TextStream, WindowStream
 from .tokenizer import MAX_TOKEN_ID, Tokenizer, guarded_load
 
@@ -91,15 +91,9 @@ class JsonTokenizer(Tokenizer):
         if add_bos is None and self._rust.post_processor is None and _is_llama(config):
             add_bos = self.bos_token_id is not None
         if add_bos is not None:
-            self._prefix = [_needed(self.bos_token_id, "add_bos_token", folder)] if add_bos else []
+            self._prefix = framing(add_bos, self.bos_token_id, "add_bos_token", folder)
         if add_eos is not None:
-            self._suffix = [_needed(eos, "add_eos_token", folder)] if add_eos else []
-
-
-def _needed(token_id: int | None, option: str, folder: Path) -> int:
-    if token_id is None:
-        raise ModelError(f"{folder / 'tokenizer_config.json'}: {option} is set but the token is not in the vocabulary")
-    return token_id
+            self._suffix = framing(add_eos, eos, "add_eos_token", folder)
 
 
 def _is_llama(config: dict[str, Any]) -> bool:

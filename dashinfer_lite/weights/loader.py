@@ -108,7 +108,7 @@ def check_weights(program: Program, reader: WeightReader) -> None:
     unused = [name for name in sorted(names - set(expected)) if tied is None or not name.startswith(f"{tied}.")]
     if unused:
         more = f" and {len(unused) - MAX_LISTED} more" if len(unused) > MAX_LISTED else ""
-        logger.warning("%d tensors are not used: %s%s", len(unused), ", ".join(unused[:MAX_LISTED]), more)
+        logger.warning("unused tensors (%d): %s%s", len(unused), ", ".join(unused[:MAX_LISTED]), more)
 
 
 def _expected_shapes(program: Program) -> dict[str, tuple[int, ...]]:

@@ -12,9 +12,7 @@ import pytest
 TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS / "devices"), str(TESTS / "engine")]
 
-from fake import EOS, FakeExecutable, fake_program  # noqa: E402
-from fake_codec import FakeCodec  # noqa: E402
-from late import LateExecutable  # noqa: E402
+from fake_engine import build_engine  # noqa: E402
 
 from dashinfer_lite.engine import Engine  # noqa: E402
 
@@ -31,20 +29,11 @@ def make_engine(delay: int) -> Iterator[Callable[..., Engine]]:
     """A maker of engines that are pumped by whoever waits; `engine.fake` is the device below."""
     made: list[Engine] = []
 
-    def make(*, failing: tuple[int, ...] = (), program: dict[str, Any] | None = None, **options: Any) -> Engine:
-        engine = build_engine(delay, failing, program or {}, **options)
+    def make(**options: Any) -> Engine:
+        engine = build_engine(delay, **options)
         made.append(engine)
         return engine
 
     yield make
     for engine in made:
         engine.stop()
-
-
-def build_engine(delay: int, failing: tuple[int, ...], program_options: dict[str, Any], **options: Any) -> Engine:
-    program = fake_program(**program_options)
-    fake = FakeExecutable(program, failing)
-    executable = LateExecutable(fake, delay, program.kv.block_tokens) if delay else fake
-    engine = Engine(executable, program, FakeCodec(), eos_token_ids=[EOS], **options)
-    engine.fake = fake  # type: ignore[attr-defined]
-    return engine

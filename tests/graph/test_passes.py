@@ -97,6 +97,49 @@ def test_a_value_that_is_read_twice_is_not_swallowed() -> None:
     assert after == before
 
 
+def test_a_linear_that_is_read_twice_is_not_computed_twice() -> None:
+    g = Graph()
+    x = g.embed("embed", 8, 4)
+    y = g.linear(x, "w", 4)
+    g.logits((x + y) + y, "head", 8)
+    assert sum(node.op == "linear" for node in run_passes(g.trace(), PASS_NAMES).nodes) == 2
+
+
+def attention_of(kind: str, g: Graph, c: Any) -> None:
+    """One attention layer in which q and k are treated differently, or someone else reads what lies between."""
+    x = g.embed("embed", c.vocab, c.hidden)
+    tables = [g.rope_table({"rope_type": "default", "rope_theta": theta}, c.size, 64) for theta in (100.0, 30.0)]
+    q, k, v = (g.linear(x, name, heads=(c.heads, c.size)) for name in "qkv")
+    normed_q = g.head_norm(q, "q_norm", c.eps)
+    normed_k = g.head_norm(k, "k_norm", 0.5 if kind == "epsilon" else c.eps)
+    turned_q = g.rope(normed_q, tables[0])
+    turned_k = g.rope(normed_k, tables[kind == "table"], interleaved=kind == "style")
+    y = g.attention(turned_q, turned_k, v)
+    readers = {
+        "normed q": normed_q,
+        "normed k": normed_k,
+        "turned q": turned_q,
+        "turned k": turned_k,
+        "raw k": k,
+        "v": v,
+    }
+    if kind in readers:
+        y = y + readers[kind]
+    g.logits(g.rms_norm(g.linear(y, "o", c.hidden), "norm", c.eps), "head", c.vocab)
+
+
+@pytest.mark.parametrize(
+    "kind", ["alike", "table", "style", "epsilon", "normed q", "normed k", "turned q", "turned k", "raw k", "v"]
+)
+def test_rope_into_kv_takes_only_what_is_alike_and_read_once(compute: Any, kind: str) -> None:
+    def model(g: Graph, c: Any) -> None:
+        attention_of(kind, g, c)
+
+    (wanted, _), (got, program) = compute((), model), compute(PASS_NAMES, model)
+    np.testing.assert_allclose(got, wanted, atol=2e-5, rtol=0)
+    assert (ops(program)["rope_kv"] == 1) == (kind in ("alike", "raw k"))
+
+
 def test_selection_by_argument_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select_passes() == PASS_NAMES
     assert select_passes(["drop_dead", "tail_rows"]) == ("tail_rows", "drop_dead")

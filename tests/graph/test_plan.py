@@ -1,4 +1,4 @@
-"""Memory and barriers of random graphs: nothing that is still needed is overwritten, nothing is read before it is there."""
+"""Memory and barriers of random graphs: nothing needed is overwritten, nothing is read before it is there."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_no_value_is_overwritten_while_it_is_needed(recipe: Any, passes: list[st
     nodes = [*found.body, *found.tail]
     tail = range(len(found.body), len(nodes))
     born = {node.id: at for at, node in enumerate(nodes) if node.op != "view" and not node.is_effect}
-    for at, node in enumerate(nodes):
+    for node in nodes:
         if node.op == "view":
             born[node.id] = born[node.inputs[0]]
     for at, node in enumerate(nodes):
@@ -128,7 +128,9 @@ def test_threads_meet_before_they_need_each_other(recipe: Any, passes: list[str]
                     continue
                 first = instrs[earlier]
                 touched = {*first.inputs, *first.outputs}
-                clash = [(a, b) for a in touched for b in instr.outputs] + [(a, b) for a in first.outputs for b in instr.inputs]
+                clash = [(a, b) for a in touched for b in instr.outputs] + [
+                    (a, b) for a in first.outputs for b in instr.inputs
+                ]
                 assert not any(share_memory(program.slots, a, b) for a, b in clash), (first, instr)
                 writes_kv = first.op in ("kv_write", "rope_kv")
                 assert not (writes_kv and instr.op == "attention" and instr.ints[0] == first.ints[0])

@@ -40,9 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-gelu-tanh": tiny_config("llama", hidden_act="gelu_pytorch_tanh"),
     "llama-partial-rotary": tiny_config("llama", head_dim=16, partial_rotary_factor=0.5),
     "llama-linear": tiny_config("llama", rope_scaling={"type": "linear", "factor": 4.0}),
-    "llama-dynamic": tiny_config(
-        "llama", rope_scaling={"type": "dynamic", "factor": 2.0}, max_position_embeddings=20
-    ),
+    "llama-dynamic": tiny_config("llama", rope_scaling={"type": "dynamic", "factor": 2.0}, max_position_embeddings=20),
     "llama-llama3": tiny_config("llama", rope_scaling={"rope_type": "llama3", **LLAMA3}),
     "llama-yarn": tiny_config(
         "llama", rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -60,9 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mistral": tiny_config("mistral", sliding_window=5, head_dim=16),
     "mistral-no-window": tiny_config("mistral"),
     "qwen2": tiny_config("qwen2", tie_word_embeddings=True),
-    "qwen2-sliding-from-layer": tiny_config(
-        "qwen2", use_sliding_window=True, sliding_window=6, max_window_layers=1
-    ),
+    "qwen2-sliding-from-layer": tiny_config("qwen2", use_sliding_window=True, sliding_window=6, max_window_layers=1),
     "qwen2-layer-types": tiny_config("qwen2", use_sliding_window=True, sliding_window=4, layer_types=MIXED),
     "qwen3": tiny_config("qwen3", head_dim=20),
     "qwen3-bias": tiny_config("qwen3", attention_bias=True, tie_word_embeddings=True),

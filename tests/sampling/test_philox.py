@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 
-from dashinfer_lite.graph.sampling_reference import philox4x32, token_bits
+from dashinfer_lite.devices.sampling_reference import philox4x32, token_bits
 
 ONES = 0xFFFFFFFF
 KNOWN = [

@@ -1,4 +1,4 @@
-"""An independent forward pass of the Llama-like families: float64, no cache, straight from the tensors of a checkpoint."""
+"""An independent forward pass of the Llama-like families: float64, no cache, straight from a checkpoint's tensors."""
 
 from __future__ import annotations
 

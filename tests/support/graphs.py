@@ -95,7 +95,15 @@ def run(
     """Logits of all rows of a batch in two chunks, and the program."""
     device = ReferenceDevice(col_align=align, head_align=align)
     program = build(
-        model, config, device.info, dtype=dtype, kv_dtype=kv_dtype, limits=LIMITS, blocks=8, block_tokens=8, passes=passes
+        model,
+        config,
+        device.info,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        limits=LIMITS,
+        blocks=8,
+        block_tokens=8,
+        passes=passes,
     )
     executable = device.create(program)
     load_weights(program, weights.provide(program), executable)

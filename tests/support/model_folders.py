@@ -131,7 +131,7 @@ def write_model_folder(
     shards: int = 1,
     tokenizer: Path | None = None,
 ) -> Path:
-    """Writes config.json, weights (in the configuration's dtype) and the tokenizer files of another folder; returns `path`."""
+    """Writes config.json, weights in its dtype, and the tokenizer files of another folder; returns `path`."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
     tensors = random_tensors(config, seed) if tensors is None else tensors

@@ -112,11 +112,25 @@ class Maker:
         """A vector of n elements, fp32."""
         return self._weight("vector", "f32", self.pad(n), 1, 1, 1)
 
-    def op(self, op: str, inputs: Sequence[int] = (), outputs: Sequence[int] = (), weights: Sequence[int] = (), **attrs: Any) -> None:
+    def op(
+        self,
+        op: str,
+        inputs: Sequence[int] = (),
+        outputs: Sequence[int] = (),
+        weights: Sequence[int] = (),
+        **attrs: Any,
+    ) -> None:
         """Appends an instruction to the body; attributes by the catalogue's names, 0 where not given."""
         self.body.append(self._instr(op, inputs, outputs, weights, attrs))
 
-    def tail_op(self, op: str, inputs: Sequence[int] = (), outputs: Sequence[int] = (), weights: Sequence[int] = (), **attrs: Any) -> None:
+    def tail_op(
+        self,
+        op: str,
+        inputs: Sequence[int] = (),
+        outputs: Sequence[int] = (),
+        weights: Sequence[int] = (),
+        **attrs: Any,
+    ) -> None:
         """Appends an instruction to the tail."""
         self.tail.append(self._instr(op, inputs, outputs, weights, attrs))
 
@@ -137,10 +151,14 @@ class Maker:
     def _weight(self, kind: Any, dtype: Any, n: int, k: int, group: int, padded: int) -> int:
         rows = np.arange(n, dtype=np.int32)
         name = f"w{len(self.weights)}"
-        self.weights.append(WeightSpec(kind, name, dtype, n, k, group, padded, (Part(name),), np.zeros_like(rows), rows))
+        self.weights.append(
+            WeightSpec(kind, name, dtype, n, k, group, padded, (Part(name),), np.zeros_like(rows), rows)
+        )
         return len(self.weights) - 1
 
-    def _instr(self, op: str, inputs: Sequence[int], outputs: Sequence[int], weights: Sequence[int], attrs: dict[str, Any]) -> Instr:
+    def _instr(
+        self, op: str, inputs: Sequence[int], outputs: Sequence[int], weights: Sequence[int], attrs: dict[str, Any]
+    ) -> Instr:
         known = OPS[op]
         assert set(attrs) <= {*known.ints, *known.floats}, attrs
         ints = tuple(int(attrs.get(name, 0)) for name in known.ints)
@@ -210,7 +228,9 @@ class Bench:
         self.maker = maker
         self.program = maker.program()
         self.executable = device.create(self.program)
-        self.step = Step(self.program.limits, max_blocks, max_rows, self.program.vocab_size, keep_logits=bool(maker.tail))
+        self.step = Step(
+            self.program.limits, max_blocks, max_rows, self.program.vocab_size, keep_logits=bool(maker.tail)
+        )
 
     def matrix(self, weight: int, values: Array, source: str | None = None) -> None:
         """Fills a linear or table weight with fp32 values [n, k], stored as `source` (default: the weight's type)."""
@@ -293,4 +313,6 @@ def assert_close(got: Array, expected: Array, tolerance: Array | float) -> None:
     if bad.any():
         at = tuple(int(i) for i in np.argwhere(bad)[0])
         limit = np.broadcast_to(tolerance, error.shape)[at]
-        raise AssertionError(f"{bad.sum()} of {bad.size} differ, first at {at}: {got[at]!r} for {expected[at]!r}, tolerance {limit:.3e}")
+        raise AssertionError(
+            f"{bad.sum()} of {bad.size} differ, first at {at}: {got[at]!r} for {expected[at]!r}, tolerance {limit:.3e}"
+        )

@@ -1,5 +1,6 @@
 """Chat templates: reference renderings, malformed conversations, and templates that mean harm."""
 
+import contextlib
 import datetime
 import json
 from pathlib import Path
@@ -73,8 +74,15 @@ def test_a_long_conversation_is_no_bomb() -> None:
         "chat_template"
     ]
     messages = [{"role": "user", "content": "word " * 20}] * 10_000
-    assert render(source, messages).count("<|im_end|>") == 10_001
-    assert len(render(source, [{"role": "user", "content": "x" * (4_000_000)}])) > 4_000_000
+    assert template.render(messages).count("<|im_end|>") == 10_001
+    assert len(template.render([{"role": "user", "content": "x" * 4_000_000}])) > 4_000_000
+
+
+def test_a_prompt_beyond_the_limit() -> None:
+    with pytest.raises(RequestError, match="4194304 characters"):
+        render("{% for m in messages %}{{ m.content }}{% endfor %}", [{"role": "user", "content": "x" * 3_000_000}] * 2)
+    with pytest.raises(RequestError, match="4194304 characters"):
+        render("{{ messages[0].content }}", [{"role": "user", "content": "x" * 5_000_000}])
 
 
 # ---- which template ------------------------------------------------------------------------------------------------
@@ -114,7 +122,11 @@ def test_no_default_template() -> None:
     assert ChatTemplate({"only": "x"}, {}, "folder").render(USER) == "x"
 
 
-@pytest.mark.parametrize("value", [3, {}, [1], [{"name": "default"}], [{"name": 1, "template": "x"}], "x" * 300_000])
+@pytest.mark.parametrize(
+    "value",
+    [3, {}, [1], [{"name": "default"}], [{"name": 1, "template": "x"}], "x" * 300_000, "{% set a = b %}" * 2001],
+    ids=range(7),
+)
 def test_broken_template_entries(tmp_path: Path, value: Any) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
     with pytest.raises(ModelError, match="template"):
@@ -170,7 +182,9 @@ def test_the_template_refuses_in_its_own_words() -> None:
 # ---- templates that mean harm --------------------------------------------------------------------------------------
 
 DOUBLING = "{% set ns = namespace(x=X) %}{% for i in range(200) %}{% set ns.x = OP %}{% endfor %}"
-LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}BODY{% endfor %}{% endfor %}{% endfor %}"
+LONG = "{% set s = 'a' * 4000000 %}"
+LOOP = "{% for a in range(99999) %}BODY{% endfor %}"
+LOOPS = LOOP.replace("BODY", LOOP.replace("BODY", LOOP))
 BOMBS = {
     "silent loops": LOOPS.replace("BODY", ""),
     "filtered loops": LOOPS.replace("range(99999) %}BODY", "range(99999) if false %}x"),
@@ -181,11 +195,16 @@ BOMBS = {
     "exponential macro": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "recursive block": "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
     "recursive loop": "{% set l = [1, 2] %}{% for x in l recursive %}{{ loop(l) }}{% endfor %}",
-    "filtered recursion": "{% set l = range(99999) %}{% for x in l if loop is undefined recursive %}{{ loop(l) }}{% endfor %}",
+    "long bodies": LOOPS.replace("BODY", "{% set x = [" + "messages.x," * 2000 + "] %}"),
+    "long tests": LOOPS.replace("99999) %}BODY", "99999) if [" + "messages.x," * 2000 + "] is none %}"),
+    "long macros": "{% macro m() %}{% set x = ["
+    + "messages.x," * 2000
+    + "] %}{% endmacro %}"
+    + LOOPS.replace("BODY", "{{ m() }}"),
     "string times": "{{ 'a' * 10 ** 12 }}",
     "list times": "{{ [1] * 10 ** 12 }}",
     "times list": "{% set x = 10 ** 12 * [1] %}",
-    "power": "{{ 10 ** 10 ** 10 }}",
+    "power": "{{ 10 ** (10 ** 10) }}",
     "power of power": "{{ (2 ** 4000) ** 4000 }}",
     "negative power": "{{ 7 ** -(10 ** 10) }}",
     "digits": "{{ ('9' * 4000000) | int }}" * 2 + "{{ 1 / 0 }}",
@@ -199,8 +218,6 @@ BOMBS = {
     "format width": "{{ '{:1000000000}'.format(1) }}",
     "format nested": "{{ '{:{}}'.format(1, 10 ** 9) }}",
     "format fields": "{{ ('{0}' * 10000).format('x' * 1000000) }}",
-    "format attribute": "{{ '{0.__class__}'.format(1) }}",
-    "format map": "{{ '{a.__class__}'.format_map({'a': 1}) }}",
     "unknown center": "{{ 'a' | center(10 ** 10) }}",
     "method center": "{{ 'a'.center(10 ** 10) }}",
     "method zfill": "{{ 'a'.zfill(10 ** 10) }}",
@@ -235,25 +252,26 @@ BOMBS = {
     "{% if loop.changed(a.x) %}{% endif %}{% endfor %}",
     "namespace cycle": "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns }}",
     "namespace tree": DOUBLING.replace("X", "1").replace("OP", "namespace(a=ns.x, b=ns.x)") + "{{ ns.x }}",
-    "slices": "{% set s = 'a' * 4000000 %}{% for i in range(99999) %}{% set t = s[1:] %}{% endfor %}",
-    "splits": "{% set s = 'a' * 4000000 %}{% for i in range(99999) %}{% set t = s.split('a') %}{% endfor %}",
-    "compares": "{% set s = 'a' * 4000000 %}{% for i in range(99999) %}{% if s + 'a' == s + 'b' %}{% endif %}{% endfor %}",
-    "searches": "{% set s = 'a' * 4000000 %}{% for i in range(99999) %}{{ s.count('b') }}{% endfor %}",
-    "strips": "{% set s = 'a' * 4000000 %}{{ (s + 'b').strip('c' * 3000000 + 'a') }}",
-    "trims": "{% set s = 'a' * 4000000 %}{{ s | trim('c' * 3000000 + 'a') }}",
+    "slices": LONG + LOOP.replace("BODY", "{% set t = s[1:] %}"),
+    "splits": LONG + LOOP.replace("BODY", "{% set t = s.split('a') %}"),
+    "compares": LONG + LOOP.replace("BODY", "{% if s + 'a' == s + 'b' %}{% endif %}"),
+    "searches": LONG + LOOP.replace("BODY", "{{ s.count('b') }}"),
+    "strips": LONG + "{{ (s + 'b').strip('c' * 3000000 + 'a') }}",
+    "trims": LONG + "{{ s | trim('c' * 3000000 + 'a') }}",
     "backward search": "{{ ('a' * 4000000).rfind('b' + 'a' * 1000000) }}",
-    "lists": "{% for i in range(99999) %}{% set t = range(99999) | list %}{% endfor %}",
-    "selections": "{% for i in range(99999) %}{% set t = range(99999) | select('eq', -1) | list %}{% endfor %}",
-    "maps": "{% for i in range(99999) %}{% set t = range(99999) | map('string') %}{% endfor %}",
-    "sorts": "{% for i in range(99999) %}{% set t = range(99999) | sort %}{% endfor %}",
-    "star arguments": "{% macro m() %}{{ varargs[0] }}{% endmacro %}{% for i in range(99999) %}{{ m(*range(99999)) }}{% endfor %}",
+    "lists": LOOP.replace("BODY", "{% set t = range(99999) | list %}"),
+    "selections": LOOP.replace("BODY", "{% set t = range(99999) | select('eq', -1) | list %}"),
+    "maps": LOOP.replace("BODY", "{% set t = range(99999) | map('string') %}"),
+    "sorts": LOOP.replace("BODY", "{% set t = range(99999) | sort %}"),
+    "star arguments": "{% macro m() %}{{ varargs[0] }}{% endmacro %}" + LOOP.replace("BODY", "{{ m(*range(99999)) }}"),
     "large range": "{% for i in range(10 ** 12) %}{% endfor %}",
-    "format bombs": "{% for i in range(99999) %}{% for j in range(99999) %}{{ '' }}{% endfor %}{% endfor %}",
     "wide percent scan": "{{ ('%' + '0' * 4000000) % 1 }}",
     "percent parens scan": "{{ ('%(' * 2000000) % {} }}",
     "brace scan": "{{ ('{' * 4000000).format() }}",
 }
 THIEVES = {
+    "format attribute": "{{ '{0.__class__}'.format(1) }}",
+    "format map": "{{ '{a.__class__}'.format_map({'a': 1}) }}",
     "class": "{{ ''.__class__ }}",
     "subclasses": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "globals": "{{ raise_exception.__globals__ }}",
@@ -274,17 +292,16 @@ THIEVES = {
 
 
 @pytest.mark.parametrize("source", BOMBS.values(), ids=BOMBS.keys())
-def test_bombs_end_with_an_error(source: str) -> None:
+def test_bombs_end_with_an_error(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "MAX_WORK", 100_000)  # the full budget would only take longer
     with pytest.raises(RequestError, match="folder"):
         render(source)
 
 
 @pytest.mark.parametrize("source", THIEVES.values(), ids=THIEVES.keys())
 def test_nothing_leads_out_of_the_sandbox(source: str) -> None:
-    try:
+    with contextlib.suppress(RequestError):
         assert render(source, helper=lambda: "called") == ""
-    except RequestError:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -301,20 +318,16 @@ def test_nothing_leads_out_of_the_sandbox(source: str) -> None:
         "{{ 'a' + 1 }}",
         "{{ ''.join() }}",
         "{{ 'a' | replace }}",
-        "(" * 200_000,
-        "{{" + "(" * 100_000 + "}}",
-        "{{ " + "-" * 100_000 + "1 }}",
-        "{{ 1" + "+1" * 60_000 + " }}",
-        "{% if 1 %}" * 5000 + "{% endif %}" * 5000,
-        "{% for i in [1] %}" * 200 + "{% endfor %}" * 200,
-        "{% if 0 %}" + "{% elif 0 %}" * 9000 + "{% endif %}{{ 1 / 0 }}",
+        "{{" + "(" * 90_000 + "}}",
+        "{{ " + "-" * 90_000 + "1 }}",
+        "{{ 1" + "+1" * 20_000 + " }}",
+        "{% if 1 %}" * 900 + "{% endif %}" * 900,
+        "{% for i in [1] %}" * 99 + "{% endfor %}" * 99,
+        "{% if 0 %}" + "{% elif 0 %}" * 1900 + "{% endif %}{{ 1 / 0 }}",
         "{{ " + "[" * 3000 + "]" * 3000 + " }}",
     ],
-    ids=range(19),
+    ids=range(18),
 )
 def test_broken_templates(source: str) -> None:
-    if source.startswith("("):
-        assert render(source) == source
-        return
     with pytest.raises(RequestError, match="template"):
         render(source)

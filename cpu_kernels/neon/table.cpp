@@ -1,0 +1,12 @@
+#include "vec.h"
+
+#include "../generic/table.h"
+
+namespace di {
+
+const KernelTable* neon_table() {
+    static constexpr KernelTable table = generic_table("neon");
+    return &table;
+}
+
+}  // namespace di
