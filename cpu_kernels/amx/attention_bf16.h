@@ -1,7 +1,7 @@
 // Attention's two products on AMX tiles: K and V blocks of the cache are tiles as they lie. Tiles are arranged as in
 // configure_tiles.
 //
-// Up to 16 rows are mostly decode: memory sets the pace, and what comes next is prefetched. More rows are prefill, where
+// Up to 16 rows are mostly decode: memory sets the pace; what comes next is prefetched. More rows are prefill, where
 // the task before has just read the same K and V: they come from L2, past L1, which is for scores and probabilities.
 #pragma once
 #include "../generic/attention.h"

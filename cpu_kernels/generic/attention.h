@@ -236,7 +236,7 @@ template <class Tiles> class AttentionTile {
             Vec top = hidden;
             for (int i = begin; i < end; i += 16) top = max(top, Vec::load(s + i));
             const float largest = top.reduce_max();
-            if (!(largest <= state.m[r])) tops.v[r] = largest;   // also where it is NaN
+            if (largest > state.m[r]) tops.v[r] = largest;   // a NaN shows in its p
         }
         return tops;
     }

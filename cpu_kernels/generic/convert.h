@@ -6,35 +6,56 @@
 namespace di {
 namespace {
 
-DI_INLINE Vec load_as(DType type, const void* p) {
-    switch (type) {
-        case DType::F16: return Vec::load_f16(static_cast<const f16*>(p));
-        case DType::BF16: return Vec::load_bf16(static_cast<const bf16*>(p));
-        default: return Vec::load(static_cast<const float*>(p));
+struct Floats {
+    using T = float;
+    static DI_INLINE Vec load(const T* p) { return Vec::load(p); }
+    static DI_INLINE void store(T* p, Vec v) { v.store(p); }
+};
+struct Halves {
+    using T = f16;
+    static DI_INLINE Vec load(const T* p) { return Vec::load_f16(p); }
+    static DI_INLINE void store(T* p, Vec v) { v.store_f16(p); }
+};
+struct Brains {
+    using T = bf16;
+    static DI_INLINE Vec load(const T* p) { return Vec::load_bf16(p); }
+    static DI_INLINE void store(T* p, Vec v) { v.store_bf16(p); }
+};
+
+// Files give no alignment: elements pass through aligned blocks of 16.
+template <class To, class From> void convert_as(char* dst, const char* src, size_t n) {
+    alignas(64) typename From::T from[16] = {};
+    alignas(64) typename To::T to[16];
+    for (; n >= 16; n -= 16, src += sizeof from, dst += sizeof to) {
+        __builtin_memcpy(from, src, sizeof from);
+        To::store(to, From::load(from));
+        __builtin_memcpy(dst, to, sizeof to);
+    }
+    __builtin_memcpy(from, src, n * sizeof from[0]);
+    To::store(to, From::load(from));
+    __builtin_memcpy(dst, to, n * sizeof to[0]);
+}
+
+template <class To> void convert_to(char* dst, const char* src, DType src_type, size_t n) {
+    switch (src_type) {
+        case DType::F16: return convert_as<To, Halves>(dst, src, n);
+        case DType::BF16: return convert_as<To, Brains>(dst, src, n);
+        default: return convert_as<To, Floats>(dst, src, n);
     }
 }
 
-DI_INLINE void store_as(DType type, void* p, Vec v) {
-    switch (type) {
-        case DType::F16: return v.store_f16(static_cast<f16*>(p));
-        case DType::BF16: return v.store_bf16(static_cast<bf16*>(p));
-        default: return v.store(static_cast<float*>(p));
-    }
-}
-
-// Source and destination need no alignment. Equal types copy bits; narrowing rounds to nearest even.
+// Equal types copy bits; narrowing rounds to nearest even.
 void convert(void* dst, DType dst_type, const void* src, DType src_type, size_t n) {
-    const size_t dst_size = size_of(dst_type), src_size = size_of(src_type);
+    char* to = static_cast<char*>(dst);
+    const char* from = static_cast<const char*>(src);
     if (dst_type == src_type) {
-        __builtin_memcpy(dst, src, n * src_size);
+        __builtin_memcpy(to, from, n * size_of(src_type));
         return;
     }
-    for (size_t i = 0; i < n; i += 16) {
-        const size_t count = n - i < 16 ? n - i : 16;
-        alignas(64) char from[64] = {}, to[64];
-        __builtin_memcpy(from, static_cast<const char*>(src) + i * src_size, count * src_size);
-        store_as(dst_type, to, load_as(src_type, from));
-        __builtin_memcpy(static_cast<char*>(dst) + i * dst_size, to, count * dst_size);
+    switch (dst_type) {
+        case DType::F16: return convert_to<Halves>(to, from, src_type, n);
+        case DType::BF16: return convert_to<Brains>(to, from, src_type, n);
+        default: return convert_to<Floats>(to, from, src_type, n);
     }
 }
 

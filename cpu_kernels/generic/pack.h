@@ -21,19 +21,16 @@ struct Source {
 };
 
 // 32 rows x `count` source columns from k, as a row-major cell of the destination's type with zeros to the right.
-DI_INLINE void read_cell(char* cell, DType type, const Source& src, size_t k, size_t count) {
-    const size_t row_bytes = kCell * size_of(type), size = size_of(src.type);
-    for (int n = 0; n < kCell; ++n, cell += row_bytes) {
-        if (!src.rows[n]) {
-            __builtin_memset(cell, 0, row_bytes);
-            continue;
-        }
-        const char* from = static_cast<const char*>(src.rows[n]) + k * size;
-        if (count < kCell) __builtin_memset(cell, 0, row_bytes);
+template <size_t kSize> DI_INLINE void read_cell(char* cell, DType type, const Source& src, size_t k, int count) {
+    for (int n = 0; n < kCell; ++n, cell += kCell * kSize) {
+        const char* from = static_cast<const char*>(src.rows[n]);
+        if (!from || count < kCell) __builtin_memset(cell, 0, kCell * kSize);
+        if (!from) continue;
+        from += k * size_of(src.type);
         if (count == kCell && src.type == type) {
-            __builtin_memcpy(cell, from, row_bytes);
+            __builtin_memcpy(cell, from, kCell * kSize);
         } else {
-            convert(cell, type, from, src.type, count);
+            convert(cell, type, from, src.type, static_cast<size_t>(count));
         }
     }
 }
@@ -65,7 +62,8 @@ void pack(void* dst, DType dst_type, const void* const* rows, DType src_type, in
                     __builtin_memset(to, 0, cell_bytes);
                     continue;
                 }
-                read_cell(cell, dst_type, src, at, left < kCell ? left : kCell);
+                const int count = left < kCell ? left : kCell;
+                dst_type == DType::F32 ? read_cell<4>(cell, dst_type, src, at, count) : read_cell<2>(cell, dst_type, src, at, count);
                 place_cell(to, cell, dst_type);
             }
         }

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dashinfer_lite import __version__
 from dashinfer_lite.cli.options import add_model_option, add_threads_option, add_type_options
 from dashinfer_lite.cli.progress import ProgressBar
 from dashinfer_lite.cli.terminal import tolerate_encoding
@@ -86,7 +87,6 @@ def _measure(args: argparse.Namespace, chosen: Sequence[Workload]) -> Result:
     from dashinfer_lite.cli.bench_meter import PROBE_BYTES, PROBE_ROUNDS, RoofProbe
     from dashinfer_lite.cli.bench_result import Result
     from dashinfer_lite.cli.bench_work import Bench
-    from dashinfer_lite.cli.main import version
     from dashinfer_lite.loading import demo_model_folder
 
     begin = time.perf_counter()
@@ -128,7 +128,7 @@ def _measure(args: argparse.Namespace, chosen: Sequence[Workload]) -> Result:
             kv_token_bytes=cost.kv_token_bytes,
             load_s=load_s,
             memory_bytes=memory,
-            version=version(),
+            version=__version__,
             lines=lines,
         )
 

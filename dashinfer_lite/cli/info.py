@@ -12,6 +12,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
+from dashinfer_lite import __version__
 from dashinfer_lite.cli.options import add_model_option, add_type_options
 from dashinfer_lite.cli.terminal import Style, size, tolerate_encoding
 
@@ -50,13 +51,12 @@ def run(args: argparse.Namespace) -> int:
 def describe_machine(used_tier: str, threads: int) -> dict[str, Any]:
     """Processor, memory, tiers and devices as plain values."""
     from dashinfer_lite import _native
-    from dashinfer_lite.cli.main import version
     from dashinfer_lite.devices import devices
 
     cpu = _native.cpu()
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {
-        "version": version(),
+        "version": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": {

@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from dashinfer_lite import __version__
 from dashinfer_lite.errors import DashInferError, RequestError
 
 if TYPE_CHECKING:
@@ -39,16 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MISUSED if isinstance(error, RequestError) else FAILED
 
 
-def version() -> str:
-    """The version of the installed package."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("dashinfer-lite")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dashinfer-lite",
@@ -57,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"dashinfer-lite {version()}")
+    parser.add_argument("--version", action="version", version=f"dashinfer-lite {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name in COMMANDS:
         module = import_module(f"dashinfer_lite.cli.{name}")

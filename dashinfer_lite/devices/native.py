@@ -115,7 +115,8 @@ class NativeExecutable:
 
     def kv_read(self, blocks: Sequence[int]) -> list[bytes]:
         """Copy blocks to the host."""
-        buffers = [bytearray(self._handle.kv_block_bytes()) for _ in blocks]
+        size = self._call(self._handle.kv_block_bytes)
+        buffers = [bytearray(size) for _ in blocks]
         self._call(self._handle.kv_move, True, blocks, buffers)
         return [bytes(buffer) for buffer in buffers]
 
@@ -125,13 +126,13 @@ class NativeExecutable:
 
     def stats(self) -> dict[str, int]:
         """Memory and time; with profiling on also `ns_<op>` summed over steps."""
-        raw = self._handle.stats()
+        raw = self._call(self._handle.stats)
         op_ns = raw.pop("op_ns")
         return raw | {f"ns_{name}": op_ns[op.code] for name, op in OPS.items() if op_ns[op.code]}
 
     def profile(self, on: bool) -> None:
         """Measure each operation from now on (costs two clock reads an instruction)."""
-        self._handle.profile(on)
+        self._call(self._handle.profile, on)
 
     def slot_write(self, slot: int, rows: int, data: np.ndarray) -> None:
         """Test access: set an activation [rows, padded columns]."""
@@ -147,8 +148,8 @@ class NativeExecutable:
         """Give all memory back."""
         self._handle.close()
 
-    def _call(self, method: Any, *args: Any) -> None:
+    def _call(self, method: Any, *args: Any) -> Any:
         try:
-            method(*args)
+            return method(*args)
         except _native.NativeError as error:
             raise DeviceError(f"{self.info.name}: {error}") from None

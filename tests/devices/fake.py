@@ -25,7 +25,11 @@ MASK = (1 << 61) - 1
 
 
 def fake_program(
-    blocks: int = 64, block_tokens: int = 4, limits: Limits | None = None, history_rope: bool = False, position_rows: int = 1
+    blocks: int = 64,
+    block_tokens: int = 4,
+    limits: Limits | None = None,
+    history_rope: bool = False,
+    position_rows: int = 1,
 ) -> Program:
     """A program without instructions."""
     return Program(
@@ -141,7 +145,13 @@ class FakeExecutable:
             assert len(history) == record["position"]
         token = target
         if target < 0:
-            bias = tuple(zip(_ints(record["bias_ids"], record["n_bias"]), _floats(record["bias_values"], record["n_bias"]), strict=True))
+            bias = tuple(
+                zip(
+                    _ints(record["bias_ids"], record["n_bias"]),
+                    _floats(record["bias_values"], record["n_bias"]),
+                    strict=True,
+                )
+            )
             banned = _ints(record["banned_ids"], record["n_banned"])
             assert list(banned) == sorted(set(banned)) or len(banned) > 1
             knobs = Knobs(
@@ -198,7 +208,9 @@ def cell(token: int, position: int, seen: int, base: int, adapter: int) -> int:
 
 
 def fold_one(digest: int, value: int) -> int:
-    return (((digest & MASK) * 1_000_003 + (value & MASK) * 2_654_435_761 + 12_345) % MASK) | ((digest | value) & POISON_BIT)
+    return (((digest & MASK) * 1_000_003 + (value & MASK) * 2_654_435_761 + 12_345) % MASK) | (
+        (digest | value) & POISON_BIT
+    )
 
 
 def fold(values: Sequence[int]) -> int:
@@ -258,8 +270,8 @@ def oracle(
     digests: list[int] = []
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
     singles = {word[0] for word in params.bad_words if not isinstance(word, str)}
-    reads_history = (
-        params.repetition_penalty != 1 or bool(params.presence_penalty or params.frequency_penalty or params.no_repeat_ngram_size)
+    reads_history = params.repetition_penalty != 1 or bool(
+        params.presence_penalty or params.frequency_penalty or params.no_repeat_ngram_size
     )
     digest = prompt_digest(prompt, span, history_rope, adapter)[-1]
     while True:

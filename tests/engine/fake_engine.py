@@ -11,7 +11,9 @@ from late import LateExecutable
 from dashinfer_lite.engine import Engine
 
 
-def build_engine(delay: int = 0, failing: tuple[int, ...] = (), program: dict[str, Any] | None = None, **options: Any) -> Engine:
+def build_engine(
+    delay: int = 0, failing: tuple[int, ...] = (), program: dict[str, Any] | None = None, **options: Any
+) -> Engine:
     """An engine whose device is `delay` steps late; `engine.fake` is the device."""
     lowered = fake_program(**(program or {}))
     fake = FakeExecutable(lowered, failing)

@@ -57,7 +57,9 @@ def test_company_changes_nothing(make_engine: Make) -> None:
     engine = make_engine()
     jobs = []
     for i in range(12):
-        params = SamplingParams(temperature=0.5 * (i % 3), seed=100 + i, max_tokens=3 + i, top_k=i, top_p=0.9, min_p=0.1)
+        params = SamplingParams(
+            temperature=0.5 * (i % 3), seed=100 + i, max_tokens=3 + i, top_k=i, top_p=0.9, min_p=0.1
+        )
         prompt = [(i * j + 1) % 60 for j in range(1 + 3 * i)]
         jobs.append((prompt, params, engine.submit(prompt, params)))
     for prompt, params, request in jobs:
@@ -223,7 +225,9 @@ def test_never_half_a_character(make_engine: Make) -> None:
     engine = make_engine()
     bias = {60: 100.0, 61: 100.0, 62: 100.0}
     for seed in range(4):
-        params = SamplingParams(max_tokens=12, seed=seed, logit_bias=bias, ignore_eos=True, bad_words=[[t] for t in range(50)])
+        params = SamplingParams(
+            max_tokens=12, seed=seed, logit_bias=bias, ignore_eos=True, bad_words=[[t] for t in range(50)]
+        )
         request = engine.submit([seed], params)
         pieces = list(request)
         assert "".join(pieces) == full_text(request.result().outputs[0].token_ids)
@@ -243,7 +247,9 @@ def test_logprobs(make_engine: Make) -> None:
         assert output.logprobs is not None and out.prompt_logprobs is not None
         for token, digest, entry in zip(expected.token_ids, expected.digests, output.logprobs, strict=True):
             _check_entry(entry, token, digest, 3)
-        assert output.cumulative_logprob == sum(score(d, t)[0] for t, d in zip(expected.token_ids, expected.digests, strict=True))
+        assert output.cumulative_logprob == sum(
+            score(d, t)[0] for t, d in zip(expected.token_ids, expected.digests, strict=True)
+        )
         assert out.prompt_logprobs[0] is None
         for token, digest, entry in zip(prompt[1:], prompt_digest(prompt)[:-1], out.prompt_logprobs[1:], strict=True):
             assert entry is not None
@@ -274,7 +280,9 @@ def test_prompt_logprobs_survive_preemption(make_engine: Make) -> None:
         out = request.result()
         assert out.outputs[0].token_ids == oracle(prompt, params).token_ids
         assert out.prompt_logprobs is not None
-        found = [entry[token].logprob for entry, token in zip(out.prompt_logprobs[1:], prompt[1:], strict=True) if entry]
+        found = [
+            entry[token].logprob for entry, token in zip(out.prompt_logprobs[1:], prompt[1:], strict=True) if entry
+        ]
         assert found == [score(d, t)[0] for t, d in zip(prompt[1:], prompt_digest(prompt)[:-1], strict=True)]
     assert engine.metrics()["preemptions"] > 0
 
@@ -497,7 +505,10 @@ def test_result_can_time_out(make_engine: Make) -> None:
 
 def test_several_position_rows(make_engine: Make) -> None:
     engine = make_engine(program={"position_rows": 3})
-    assert engine.submit(list(range(21)), GREEDY).result().outputs[0].token_ids == oracle(list(range(21)), GREEDY).token_ids
+    assert (
+        engine.submit(list(range(21)), GREEDY).result().outputs[0].token_ids
+        == oracle(list(range(21)), GREEDY).token_ids
+    )
 
 
 def _check_entry(entry: dict[int, object], token: int, digest: int, n_top: int) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import hypothesis.strategies as st
-
 from fake import POISON, oracle
 from fake_codec import full_text
 from fake_engine import build_engine
@@ -32,7 +31,11 @@ class Job:
 
 prompts = st.one_of(
     # Prompts that share beginnings, and some that do not.
-    st.builds(lambda head, tail: [*range(head)] + tail, st.integers(0, 16), st.lists(st.integers(0, 3), min_size=1, max_size=4)),
+    st.builds(
+        lambda head, tail: [*range(head)] + tail,
+        st.integers(0, 16),
+        st.lists(st.integers(0, 3), min_size=1, max_size=4),
+    ),
     st.lists(st.integers(0, POISON - 1), min_size=1, max_size=20),
     st.just([1, 2, POISON, 4]),
 )
@@ -57,7 +60,11 @@ class EngineMachine(RuleBasedStateMachine):
     jobs = Bundle("jobs")
 
     @initialize(
-        delay=st.integers(0, 2), blocks=st.integers(6, 14), seqs=st.integers(1, 4), history_rope=st.booleans(), cache=st.booleans()
+        delay=st.integers(0, 2),
+        blocks=st.integers(6, 14),
+        seqs=st.integers(1, 4),
+        history_rope=st.booleans(),
+        cache=st.booleans(),
     )
     def make(self, delay: int, blocks: int, seqs: int, history_rope: bool, cache: bool) -> None:
         self.history_rope = history_rope
@@ -67,10 +74,19 @@ class EngineMachine(RuleBasedStateMachine):
         self.all: list[Job] = []
         self.started: list[Request] = []
 
-    @rule(target=jobs, prompt=prompts, params=parameters, priority=st.integers(-1, 1), salt=st.sampled_from([None, "s"]), span=st.integers(0, 8))
+    @rule(
+        target=jobs,
+        prompt=prompts,
+        params=parameters,
+        priority=st.integers(-1, 1),
+        salt=st.sampled_from([None, "s"]),
+        span=st.integers(0, 8),
+    )
     def submit(self, prompt: list[int], params: SamplingParams, priority: int, salt: str | None, span: int) -> Job:
         options = {"span": min(span, len(prompt)) if span > 4 else 0}
-        job = Job(self.engine.submit(prompt, params, priority=priority, cache_salt=salt, **options), prompt, params, options)
+        job = Job(
+            self.engine.submit(prompt, params, priority=priority, cache_salt=salt, **options), prompt, params, options
+        )
         self.all.append(job)
         job.priority = priority  # type: ignore[attr-defined]
         return job
@@ -140,7 +156,15 @@ class EngineMachine(RuleBasedStateMachine):
     def check(self, job: Job) -> None:
         out = job.request.output()
         expected = [
-            oracle(job.prompt, job.params, index, out.seed, self.engine.max_context, history_rope=self.history_rope, **job.options)
+            oracle(
+                job.prompt,
+                job.params,
+                index,
+                out.seed,
+                self.engine.max_context,
+                history_rope=self.history_rope,
+                **job.options,
+            )
             for index in range(job.params.n)
         ]
         if job.request.status == "failed":

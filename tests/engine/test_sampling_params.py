@@ -11,7 +11,13 @@ import pytest
 from dashinfer_lite.errors import RequestError
 from dashinfer_lite.sampling_params import SamplingParams
 
-INTEGERS = {"n": (1, 1024), "top_k": (-1, None), "no_repeat_ngram_size": (0, None), "min_tokens": (0, 16), "max_tokens": (1, None)}
+INTEGERS = {
+    "n": (1, 1024),
+    "top_k": (-1, None),
+    "no_repeat_ngram_size": (0, None),
+    "min_tokens": (0, 16),
+    "max_tokens": (1, None),
+}
 INTEGERS |= {"seed": (0, 2**64 - 1), "logprobs": (0, None), "prompt_logprobs": (0, None)}
 NUMBERS = {"temperature": (0, 100), "top_p": (1e-9, 1), "min_p": (0, 1), "repetition_penalty": (1e-9, 100)}
 NUMBERS |= {"presence_penalty": (-100, 100), "frequency_penalty": (-100, 100)}
