@@ -1,8 +1,9 @@
 """Builds the one extension module `dashinfer_lite._native`.
 
-Each CPU tier is one translation unit with its own compiler flags; all of them end up in the same shared object and the tier is chosen at run time, so that one
-wheel serves every x86-64 machine. Environment: MAX_JOBS (parallel compilers), DASHINFER_DEBUG=1 (assertions, no optimization), DASHINFER_SANITIZE=address,
-CXX.
+Each CPU tier is one translation unit with its own compiler flags; all of them end up in the same shared object and the
+tier is chosen at run time, so that one
+wheel serves every x86-64 machine. Environment: MAX_JOBS (parallel compilers), DASHINFER_DEBUG=1 (no optimization,
+debug symbols), DASHINFER_SANITIZE=address, CXX.
 """
 
 from __future__ import annotations
@@ -41,10 +42,16 @@ class BuildNative(build_ext):
     def build_extension(self, ext: Extension) -> None:
         runtime = sorted(str(p) for p in Path("cpu_kernels/runtime").glob("*.cpp"))
         jobs = [(source, [*COMMON, *OPTIMIZE, *SANITIZE]) for source in runtime]
-        jobs += [(f"cpu_kernels/{tier}/table.cpp", [*COMMON, *OPTIMIZE, *SANITIZE, *flags]) for tier, flags in tiers().items()]
+        jobs += [
+            (f"cpu_kernels/{tier}/table.cpp", [*COMMON, *OPTIMIZE, *SANITIZE, *flags])
+            for tier, flags in tiers().items()
+        ]
         temp = Path(self.build_temp)
         temp.mkdir(parents=True, exist_ok=True)
-        depends = [str(p) for p in Path("cpu_kernels").rglob("*.h")] + ["dashinfer_lite/include/dashinfer_device.h", "setup.py"]
+        depends = [str(p) for p in Path("cpu_kernels").rglob("*.h")] + [
+            "dashinfer_lite/include/dashinfer_device.h",
+            "setup.py",
+        ]
         newest = max(Path(p).stat().st_mtime for p in depends)
 
         def compile_one(job: tuple[str, list[str]]) -> str:

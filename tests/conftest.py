@@ -16,7 +16,9 @@ TESTS = Path(__file__).resolve().parent
 TIERS_RAN = pytest.StashKey[set[str]]()
 ALL_TIERS = ("amx", "avx512", "avx2", "scalar")
 
-settings.register_profile("house", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+settings.register_profile(
+    "house", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 settings.register_profile("all", parent=settings.get_profile("house"), max_examples=400)
 settings.load_profile("all" if os.environ.get("DASHINFER_TEST_ALL") else "house")
 

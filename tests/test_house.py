@@ -92,7 +92,12 @@ def test_no_foreign_frameworks_and_no_prints() -> None:
 def test_files_stay_short() -> None:
     """One idea a file: a long file is two."""
     caps = {".py": 400, ".h": 600, ".cpp": 600, ".pyx": 600}
-    files = [*_sources(), *(HOUSE / "cpu_kernels").rglob("*.h"), *(HOUSE / "cpu_kernels").rglob("*.cpp"), PACKAGE / "_native.pyx"]
+    files = [
+        *_sources(),
+        *(HOUSE / "cpu_kernels").rglob("*.h"),
+        *(HOUSE / "cpu_kernels").rglob("*.cpp"),
+        PACKAGE / "_native.pyx",
+    ]
     long = {str(p.relative_to(HOUSE)): n for p in files if (n := len(p.read_text().splitlines())) > caps[p.suffix]}
     assert not long
     models = {p.name: n for p in (HOUSE / "model_defs").glob("*.py") if (n := len(p.read_text().splitlines())) > 120}
@@ -101,13 +106,21 @@ def test_files_stay_short() -> None:
 
 def test_every_room_says_how_to_add_to_it() -> None:
     """A newcomer finds a README where things are added."""
-    for room in ("cpu_kernels", "model_defs", "dashinfer_lite/graph", "dashinfer_lite/engine", "dashinfer_lite/devices", "dashinfer_lite/text", "tests"):
+    for room in (
+        "cpu_kernels",
+        "model_defs",
+        "dashinfer_lite/graph",
+        "dashinfer_lite/engine",
+        "dashinfer_lite/devices",
+        "dashinfer_lite/text",
+        "tests",
+    ):
         assert (HOUSE / room / "README.md").is_file(), room
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 tiers")
 def test_tier_objects_leak_nothing(tmp_path: Path) -> None:
-    """A tier's object exports its table alone: a shared inline function could otherwise carry its instructions to older processors."""
+    """A tier's object exports its table alone: a shared inline function could carry its instructions to old processors."""
     compiler, nm = shutil.which("g++"), shutil.which("nm")
     if not compiler or not nm:
         pytest.skip("needs g++ and nm")
@@ -117,7 +130,11 @@ def test_tier_objects_leak_nothing(tmp_path: Path) -> None:
         target = tmp_path / f"{tier}.o"
         subprocess.run([compiler, "-fPIC", "-O1", *build["COMMON"], *flags, "-c", source, "-o", target], check=True)
         symbols = subprocess.run([nm, "-C", target], check=True, capture_output=True, text=True).stdout.splitlines()
-        strong = [line.split(maxsplit=2)[2] for line in symbols if re.match(r"\S* ?[TDBRS] ", line[16:].lstrip() + " ") or " T " in line]
+        strong = [
+            line.split(maxsplit=2)[2]
+            for line in symbols
+            if re.match(r"\S* ?[TDBRS] ", line[16:].lstrip() + " ") or " T " in line
+        ]
         weak = [line for line in symbols if re.search(r" [WVuvw] ", line)]
         assert not weak, (tier, weak)
         assert strong == [f"di::{tier}_table()"], (tier, strong)

@@ -17,5 +17,11 @@ def test_the_installed_package_is_tested() -> None:
 def test_the_wheel_is_whole() -> None:
     """Model definitions, stubs, the C header and the demo model come along."""
     package = Path(dashinfer_lite.__file__).parent
-    for part in ("model_defs/llama.py", "py.typed", "_native.pyi", "include/dashinfer_device.h", "assets/tiny_chat/config.json"):
+    for part in (
+        "model_defs/llama.py",
+        "py.typed",
+        "_native.pyi",
+        "include/dashinfer_device.h",
+        "assets/tiny_chat/config.json",
+    ):
         assert (package / part).is_file(), part

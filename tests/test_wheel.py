@@ -38,7 +38,18 @@ def test_it_is_whole(wheel: Path) -> None:
 def test_it_runs_without_a_compiler(wheel: Path, tmp_path: Path) -> None:
     """Installed elsewhere, with an empty PATH, it answers; and it holds all tiers of its architecture."""
     target = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(target),
+        str(wheel),
+    ]
     subprocess.run(install, check=True, capture_output=True)
     program = (
         "import sys, dashinfer_lite\n"
@@ -52,7 +63,14 @@ def test_it_runs_without_a_compiler(wheel: Path, tmp_path: Path) -> None:
     environment = {"PATH": "", "PYTHONPATH": str(target), "HOME": str(tmp_path)}
     if "LD_LIBRARY_PATH" in os.environ:
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    done = subprocess.run([sys.executable, "-c", program, str(target)], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(target)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     text, tiers = done.stdout.strip().splitlines()[:-1], done.stdout.strip().splitlines()[-1]
     assert "".join(text).strip()

@@ -1,7 +1,9 @@
 """What the engine asks of a device, in Python.
 
-Native devices (the CPU, CUDA) implement `include/dashinfer_device.h` and are wrapped by `devices/native.py`; the NumPy reference implements these
-protocols directly. One engine step is one `submit`; results lie in the step's output arrays once `wait` has returned for its ticket.
+Native devices (the CPU, CUDA) implement `include/dashinfer_device.h` and are wrapped by `devices/native.py`; the NumPy
+reference implements these
+protocols directly. One engine step is one `submit`; results lie in the step's output arrays once `wait` has returned
+for its ticket.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """A device that is open: `col_align` and `head_align` are the paddings that lowering must use; `async_depth` steps may be in flight."""
+    """An open device. Lowering pads to `col_align` and `head_align`; `async_depth` steps may be in flight at once."""
 
     name: str
     tier: str
@@ -63,11 +65,18 @@ class Executable(Protocol):
     info: DeviceInfo
 
     def write_rows(
-        self, weight: int, row0: int, sources: Sequence[np.ndarray], dtype: DType, part_index: np.ndarray, row_index: np.ndarray
+        self,
+        weight: int,
+        row0: int,
+        sources: Sequence[np.ndarray],
+        dtype: DType,
+        part_index: np.ndarray,
+        row_index: np.ndarray,
     ) -> None:
         """Fill rows [row0, row0 + len(part_index)) of a linear or table weight.
 
-        Row i comes from `sources[part_index[i]][row_index[i]]`, a 2-D C-contiguous array of raw elements (uint16 for bf16) of `dtype`; part -1 is a row of zeros.
+        Row i comes from `sources[part_index[i]][row_index[i]]`, a 2-D C-contiguous array of raw elements (uint16 for
+        bf16) of `dtype`; part -1 is a row of zeros.
         Thread-safe for disjoint row ranges.
         """
         ...

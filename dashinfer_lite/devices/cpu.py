@@ -11,7 +11,8 @@ from dashinfer_lite.errors import DeviceError
 def open_cpu(index: str = "", *, threads: int | None = None, isa: str | None = None) -> NativeDevice:
     """Open the CPU.
 
-    `threads` defaults to DASHINFER_NUM_THREADS, else to the physical cores within the process's affinity and cgroup quota. `isa` (or DASHINFER_ISA) names a
+    `threads` defaults to DASHINFER_NUM_THREADS, else to the physical cores within the process's affinity and cgroup
+    quota. `isa` (or DASHINFER_ISA) names a
     tier: "amx", "avx512", "avx2" or "scalar"; one that the machine lacks is refused.
     """
     from dashinfer_lite import _native

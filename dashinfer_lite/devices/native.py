@@ -65,13 +65,21 @@ class NativeExecutable:
             raise DeviceError(f"{info.name} cannot run this program: {error}") from None
 
     def write_rows(
-        self, weight: int, row0: int, sources: Sequence[np.ndarray], dtype: DType, part_index: np.ndarray, row_index: np.ndarray
+        self,
+        weight: int,
+        row0: int,
+        sources: Sequence[np.ndarray],
+        dtype: DType,
+        part_index: np.ndarray,
+        row_index: np.ndarray,
     ) -> None:
         """Fill padded rows from source arrays; see `devices.base.Executable`."""
         k = self._program.weights[weight].k
         for source in sources:
             if source.ndim != 2 or source.shape[1] != k or source.strides[1] != source.itemsize:
-                raise DeviceError(f"weight {weight}: source rows must be {k} contiguous elements, got shape {source.shape}")
+                raise DeviceError(
+                    f"weight {weight}: source rows must be {k} contiguous elements, got shape {source.shape}"
+                )
         base = np.array([source.ctypes.data for source in sources] or [0], np.uint64)
         stride = np.array([source.strides[0] for source in sources] or [0], np.uint64)
         part = np.maximum(part_index, 0)
@@ -103,11 +111,18 @@ class NativeExecutable:
         if step.n_external:
             given = None if step.external is None else (step.external.dtype.str, *step.external.shape[1:])
             if given != ("<f4", program.hidden_size) or len(step.external) < step.n_external:
-                raise DeviceError(f"{self.info.name}: step: external states must be fp32 [{step.n_external}, {program.hidden_size}]")
+                raise DeviceError(
+                    f"{self.info.name}: step: external states must be fp32 [{step.n_external}, {program.hidden_size}]"
+                )
         if step.out_logits is not None and step.out_logits.shape[1] != program.vocab_size:
-            raise DeviceError(f"{self.info.name}: step: {step.out_logits.shape[1]} logit columns for {program.vocab_size} tokens")
+            raise DeviceError(
+                f"{self.info.name}: step: {step.out_logits.shape[1]} logit columns for {program.vocab_size} tokens"
+            )
         if step.out_top_ids.shape[1] != program.limits.max_logprobs:
-            raise DeviceError(f"{self.info.name}: step: {step.out_top_ids.shape[1]} alternatives a row, not {program.limits.max_logprobs}")
+            raise DeviceError(
+                f"{self.info.name}: step: {step.out_top_ids.shape[1]} alternatives a row, "
+                f"not {program.limits.max_logprobs}"
+            )
 
     def wait(self, ticket: int) -> None:
         """Block until the step is done."""

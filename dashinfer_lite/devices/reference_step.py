@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dashinfer_lite.devices import reference_ops as math
+from dashinfer_lite.devices.rope_reference import rope_table
+from dashinfer_lite.devices.sampling_reference import sample_row
 from dashinfer_lite.devices.step import STATUS_OK
 from dashinfer_lite.errors import DeviceError
 from dashinfer_lite.graph.ops import GATE_GROUP, GATED, OPS, ROPE_STYLES
 from dashinfer_lite.graph.rope_frequencies import RopeFrequencies, RopeKind
-from dashinfer_lite.devices.rope_reference import rope_table
-from dashinfer_lite.devices.sampling_reference import sample_row
 
 if TYPE_CHECKING:
     import numpy.typing as npt

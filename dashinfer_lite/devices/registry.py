@@ -1,4 +1,5 @@
-"""Which devices there are: the built-in ones, those registered by hand, and those other distributions announce by entry point.
+"""Which devices there are: the built-in ones, those registered by hand, and those other distributions announce by entry
+point.
 
 Frozen applications lose entry points; they call `register`. Nothing is looked up before a device is asked for.
 """
@@ -67,7 +68,9 @@ def _capsule(kind: str) -> Any:
         return _capsules[kind]()
     point = _announced().get(kind)
     if point is None:
-        raise DeviceError(f"device {kind!r}: {KNOWN.get(kind, 'unknown; dashinfer_lite.devices() lists what there is')}")
+        raise DeviceError(
+            f"device {kind!r}: {KNOWN.get(kind, 'unknown; dashinfer_lite.devices() lists what there is')}"
+        )
     try:
         return point.load()()
     except Exception as error:  # a broken plug-in must not take its host down

@@ -1,4 +1,4 @@
-"""The arrays of one engine step, allocated once and filled in place. They mirror `di_step` and `di_sample` of the device header."""
+"""The arrays of one engine step, allocated once, filled in place; they mirror `di_step` and `di_sample` of the C header."""
 
 from __future__ import annotations
 
@@ -46,12 +46,21 @@ SAMPLE_DTYPE = np.dtype(
 class Step:
     """One step's inputs and outputs.
 
-    Set the counts `T`, `B`, `R`, `n_clear`, `n_external` and the first so many entries of the arrays. `tokens[i] = -1 - s` takes the last token that the
-    device drew for sequence slot s. Objects whose addresses stand in `sample` must be kept in `keep` until the step is done.
+    Set the counts `T`, `B`, `R`, `n_clear`, `n_external` and the first so many entries of the arrays. `tokens[i] = -1 -
+    s` takes the last token that the
+    device drew for sequence slot s. Objects whose addresses stand in `sample` must be kept in `keep` until the step is
+    done.
     """
 
-    def __init__(self, limits: Limits, max_blocks: int, max_rows: int | None = None, vocab_size: int = 0, keep_logits: bool = False) -> None:
-        """Allocate for `limits.max_tokens` tokens, `limits.max_seqs` sequences and `max_rows` logit rows (default: as many as tokens)."""
+    def __init__(
+        self,
+        limits: Limits,
+        max_blocks: int,
+        max_rows: int | None = None,
+        vocab_size: int = 0,
+        keep_logits: bool = False,
+    ) -> None:
+        """Allocate for the limits' tokens and sequences, and `max_rows` logit rows (default: as many as tokens)."""
         tokens, seqs = limits.max_tokens, limits.max_seqs
         rows = max_rows if max_rows is not None else tokens
         self.T = self.B = self.R = self.n_clear = self.n_external = 0

@@ -1,6 +1,7 @@
 """The lowered form of a model: flat instructions over slots, and the weights they read.
 
-A `Program` is what a device gets. It mirrors `include/dashinfer_device.h` field by field; `graph/encode.py` turns it into those structs.
+A `Program` is what a device gets. It mirrors `include/dashinfer_device.h` field by field; `graph/encode.py` turns it
+into those structs.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ class Part:
 class WeightSpec:
     """One weight of a program: where its rows come from and how they are laid out.
 
-    `kind` "linear" and "table" are [n, k] matrices, "vector" is [n] in fp32. `n` counts the padded rows and `row_map` gives, for each of them, (part, row) as two
-    int32 arrays; part -1 is a row of zeros. `k` is the source row's length in groups of `k_group`, each padded by the device to `k_group_padded`.
-    `value` is a constant computed at build time (an inverse-frequency vector) in place of parts. `offset` is added to every real element (Gemma's 1 + w);
-    `normalize` L2-normalizes each source row (Baichuan's NormHead).
+    `kind` "linear" and "table" are [n, k] matrices, "vector" is [n] in fp32. `n` counts the padded rows and
+    `row_map` gives, for each of them, (part, row) as two int32 arrays; part -1 is a row of zeros. `k` is the source
+    row's length in groups of `k_group`, each padded by the device to `k_group_padded`. `value` is a constant
+    computed at build time (an inverse-frequency vector) in place of parts. `offset` is added to every real element
+    (Gemma's 1 + w); `normalize` L2-normalizes each source row (Baichuan's NormHead).
     """
 
     kind: Literal["linear", "table", "vector"]
@@ -99,7 +101,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Body instructions run once a step over T tokens; tail instructions run on tiles of `limits.tail_rows` logit rows."""
+    """The body runs once a step over T tokens; the tail runs on tiles of `limits.tail_rows` logit rows."""
 
     slots: tuple[Slot, ...]
     body: tuple[Instr, ...]
