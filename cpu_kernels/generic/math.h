@@ -8,10 +8,10 @@ namespace {
 
 // Range reduction and polynomial of Cephes expf (S. L. Moshier); relative error about 1e-7 on [-87, 88].
 DI_INLINE Vec exp(Vec x) {
-    const Vec capped = min(x, Vec::set(88.0f));
+    const Vec capped = min(Vec::set(88.0f), x);   // in this order a NaN stays one
     const Vec n = rint(capped * Vec::set(1.44269504088896341f));
-    Vec r = fma(-n, Vec::set(0.693359375f), capped);
-    r = fma(-n, Vec::set(-2.12194440e-4f), r);
+    Vec r = fma(n, Vec::set(-0.693359375f), capped);
+    r = fma(n, Vec::set(2.12194440e-4f), r);
     Vec p = Vec::set(1.9875691500e-4f);
     p = fma(p, r, Vec::set(1.3981999507e-3f));
     p = fma(p, r, Vec::set(8.3334519073e-3f));
@@ -19,7 +19,7 @@ DI_INLINE Vec exp(Vec x) {
     p = fma(p, r, Vec::set(1.6666665459e-1f));
     p = fma(p, r, Vec::set(5.0000001201e-1f));
     const Vec y = fma(p, r * r, r + Vec::set(1.0f)) * pow2(n);
-    return select(is_nan(x), x, select(less(x, Vec::set(-87.0f)), Vec::zero(), y));
+    return select(less(x, Vec::set(-87.0f)), Vec::zero(), y);
 }
 
 DI_INLINE Vec silu(Vec x) { return x / (Vec::set(1.0f) + exp(-x)); }

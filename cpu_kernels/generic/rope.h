@@ -15,6 +15,7 @@ struct Rotation {
     alignas(64) float sin[kMaxHead + 16];
 
     Rotation(const Rope& a, int m) : columns(a.table.data ? a.rotary : 0), interleaved(a.interleaved) {
+        if (columns == 0) return;
         const int h = columns / 2;
         const float* row = a.table.row<float>(m);
         const size_t step = a.table.step();

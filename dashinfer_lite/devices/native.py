@@ -109,8 +109,12 @@ class NativeExecutable:
         """Refuse arrays that a device would read or write beyond: those whose width the step itself does not know."""
         program = self._program
         if step.n_external:
-            given = None if step.external is None else (step.external.dtype.str, *step.external.shape[1:])
-            if given != ("<f4", program.hidden_size) or len(step.external) < step.n_external:
+            rows = step.external
+            if (
+                rows is None
+                or (rows.dtype.str, *rows.shape[1:]) != ("<f4", program.hidden_size)
+                or len(rows) < step.n_external
+            ):
                 raise DeviceError(
                     f"{self.info.name}: step: external states must be fp32 [{step.n_external}, {program.hidden_size}]"
                 )
@@ -141,7 +145,7 @@ class NativeExecutable:
 
     def stats(self) -> dict[str, int]:
         """Memory and time; with profiling on also `ns_<op>` summed over steps."""
-        raw = self._call(self._handle.stats)
+        raw: dict[str, Any] = self._call(self._handle.stats)
         op_ns = raw.pop("op_ns")
         return raw | {f"ns_{name}": op_ns[op.code] for name, op in OPS.items() if op_ns[op.code]}
 

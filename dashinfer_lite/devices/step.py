@@ -1,4 +1,4 @@
-"""The arrays of one engine step, allocated once, filled in place; they mirror `di_step` and `di_sample` of the C header."""
+"""The arrays of one engine step, allocated once, filled in place; they mirror `di_step` and `di_sample` in C."""
 
 from __future__ import annotations
 

@@ -129,12 +129,11 @@ def test_prompt_cut_inside_a_character(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
     ids = tokenizer.encode("a谢🇫", add_special_tokens=False)
     for cut in range(1, len(ids)):
-        said = tokenizer.decode(ids[:cut]).rstrip("\ufffd")
+        known = b"".join(tokenizer.token_bytes(i) or b"" for i in ids[:cut])
+        said = known.decode("utf-8", "ignore").lstrip(" ")  # the whole characters of the prompt
         detokenizer = IncrementalDetokenizer(tokenizer, ids[:cut])
         text = detokenizer.push(ids[cut:]) + detokenizer.flush()
-        assert "a谢🇫".endswith(text)
-        if not kind.startswith("spm"):  # there a cut character hides the whole ones before it
-            assert said + text == "a谢🇫"
+        assert said + text == "a谢🇫"
 
 
 @pytest.mark.parametrize("kind", KINDS)
