@@ -1,4 +1,4 @@
-// x[M,K] · w[N,K]ᵀ in bf16 on AMX tiles. Up to 32 rows stream the panels from memory once; more rows go through cache blocks.
+// x[M,K] · w[N,K]ᵀ in bf16 on AMX tiles. Up to 32 rows stream the panels from memory; more go through cache blocks.
 #pragma once
 #include "../generic/epilogue.h"
 #include "tile.h"
@@ -20,7 +20,9 @@ DI_INLINE const char* panel_of(const Gemm& g, int p) {
 }
 
 // Even parts: part i of `count` things in `parts`.
-DI_INLINE int part_begin(int count, int parts, int i) { return static_cast<int>(static_cast<int64_t>(count) * i / parts); }
+DI_INLINE int part_begin(int count, int parts, int i) {
+    return static_cast<int>(static_cast<int64_t>(count) * i / parts);
+}
 DI_INLINE int parts_of(int count, int largest) { return (count + largest - 1) / largest; }
 
 // to = from + to
@@ -117,7 +119,8 @@ struct Lines {
     template <int kWrite, int kLocality> DI_INLINE void fetch(int n) {
         for (; n > 0 && at < end; --n, at += 64) __builtin_prefetch(at, kWrite, kLocality);
     }
-    int steps(int n) const { return static_cast<int>((end - at) / 64 + n - 1) / n; }   // lines a step, to be done in n steps
+    // Lines a step, to be done in n steps.
+    int share(int n) const { return static_cast<int>((end - at) / 64 + n - 1) / n; }
 };
 
 // A block of the sums: `cells` cells of K for one panel and one band.
@@ -129,7 +132,7 @@ struct Block {
 };
 
 template <bool kTwo> DI_INLINE void run_block(const Block& b, Lines& next_w, int w_lines, Lines next_x, Lines out) {
-    const int x_lines = next_x.steps(b.cells), out_lines = out.steps(b.cells);
+    const int x_lines = next_x.share(b.cells), out_lines = out.share(b.cells);
     if (b.from) {
         tile_load_stream<4>(b.from), tile_load_stream<5>(b.from + 256);
         if (kTwo) tile_load_stream<6>(b.from + 512), tile_load_stream<7>(b.from + 768);
@@ -160,7 +163,9 @@ struct Group {
     int m0, m1, q0, q1;
 
     int bands() const { return (m1 - m0 + kCell - 1) / kCell; }
-    float* acc(int p, int band) const { return g.scratch + (static_cast<size_t>(p - q0) * bands() + band) * kCellSize; }
+    float* acc(int p, int band) const {
+        return g.scratch + (static_cast<size_t>(p - q0) * bands() + band) * kCellSize;
+    }
     float* total(int p, int band) const { return acc(p, band) + kGroupPanels * kChunkBands * kCellSize; }
     const char* x(int band, int cell) const {
         return reinterpret_cast<const char*>(g.x.row<const bf16>(m0 + band * kCell)) + cell * kCellBytes;
@@ -172,9 +177,14 @@ struct Group {
             const int begin = segment_begin(g.k_cells, s), cells = segment_begin(g.k_cells, s + 1) - begin;
             const int blocks = parts_of(cells, kBlockCells);
             for (int b = 0; b < blocks; ++b) {
-                const bool end = b == blocks - 1;
-                Step step{begin + part_begin(cells, blocks, b), begin + part_begin(cells, blocks, b + 1), 0, 0, s, b == 0, end, end && s == last};
-                next_cells(step);
+                Step step{};
+                step.k0 = begin + part_begin(cells, blocks, b);
+                step.k1 = begin + part_begin(cells, blocks, b + 1);
+                step.segment = s;
+                step.first = b == 0;
+                step.last = b == blocks - 1;
+                step.final = step.last && s == last;
+                set_next(step);
                 for (int p = q0; p < q1; ++p) run_panel(step, p);
             }
         }
@@ -187,7 +197,7 @@ private:
         bool first, last, final;   // of the segment, of the segment, of K
     };
 
-    void next_cells(Step& step) const {
+    void set_next(Step& step) const {
         step.next0 = step.final ? 0 : step.k1;
         const int left = g.k_cells - step.next0, same = step.k1 - step.k0;
         step.next1 = step.next0 + (left < same ? left : same);
@@ -199,16 +209,18 @@ private:
         const char* w_next = p + 1 < q1 ? panel_of(g, p + 1) + step.k0 * kCellBytes
                                         : panel_of(g, step.final ? q1 : q0) + step.next0 * kCellBytes;
         Lines next_w{w_next, w_next + cells * kCellBytes};
-        const int w_lines = next_w.steps(bands() * cells);
-        const int x0 = part_begin(step.next1 - step.next0, q1 - q0, p - q0), x1 = part_begin(step.next1 - step.next0, q1 - q0, p - q0 + 1);
+        const int w_lines = next_w.share(bands() * cells), next_cells = step.next1 - step.next0;
+        // This panel's part of the next block of x.
+        const int x0 = step.next0 + part_begin(next_cells, q1 - q0, p - q0);
+        const int x1 = step.next0 + part_begin(next_cells, q1 - q0, p - q0 + 1);
         for (int i = 0; i < bands(); ++i) {
             const int m = m0 + i * kCell, rows = m1 - m < kCell ? m1 - m : kCell;
             const Block block{x(i, step.k0), w, cells, step.first ? nullptr : acc(p, i)};
-            const Lines next_x{x(i, step.next0 + x0), x(i, step.next0 + x1)};
+            const Lines next_x{x(i, x0), x(i, x1)}, out = output_lines(step, m, p, i);
             if (rows > 16) {
-                run_block<true>(block, next_w, w_lines, next_x, output_lines(step, m, p, i));
+                run_block<true>(block, next_w, w_lines, next_x, out);
             } else {
-                run_block<false>(block, next_w, w_lines, next_x, output_lines(step, m, p, i));
+                run_block<false>(block, next_w, w_lines, next_x, out);
             }
             store(step, m, rows, p, i);
         }
@@ -218,15 +230,15 @@ private:
         const char* at = reinterpret_cast<const char*>(acc(p, band));
         size_t bytes = kCellSize * sizeof(float);
         if (step.final) {
-            const int column = g.gated ? 16 * p : 32 * p;
+            const bool wide = g.y.dtype == DType::F32;
             bytes = kCellSize * size_of(g.y.dtype);
-            at = g.y.dtype == DType::F32 ? reinterpret_cast<const char*>(g.y.row<float>(m) + column / kCell * g.y.step())
-                                         : reinterpret_cast<const char*>(g.y.row<bf16>(m) + column / kCell * g.y.step());
+            at = wide ? reinterpret_cast<const char*>(OutputRows<float>(g, m, p).y)
+                      : reinterpret_cast<const char*>(OutputRows<bf16>(g, m, p).y);
         }
         return {at, at + bytes};
     }
 
-    // The sums leave the tiles: as they are within a segment, merged into the total at its end, through the epilogue at K's end.
+    // The sums leave the tiles: as they are within a segment, merged into the total at its end, finished at K's end.
     DI_INLINE void store(const Step& step, int m, int rows, int p, int band) const {
         if (!step.last) {
             float* to = acc(p, band);
@@ -248,9 +260,11 @@ DI_INLINE void gemm_blocked(const Gemm& g, int m0, int m1, int p0, int p1) {
     const int bands = (m1 - m0 + kCell - 1) / kCell;
     const int chunks = parts_of(bands, kChunkBands), groups = parts_of(p1 - p0, kGroupPanels);
     for (int c = 0; c < chunks; ++c) {
-        const int begin = m0 + part_begin(bands, chunks, c) * kCell, end = m0 + part_begin(bands, chunks, c + 1) * kCell;
+        const int begin = m0 + part_begin(bands, chunks, c) * kCell;
+        const int end = m0 + part_begin(bands, chunks, c + 1) * kCell;
         for (int q = 0; q < groups; ++q) {
-            Group{g, begin, end < m1 ? end : m1, p0 + part_begin(p1 - p0, groups, q), p0 + part_begin(p1 - p0, groups, q + 1)}.run();
+            const int q0 = p0 + part_begin(p1 - p0, groups, q), q1 = p0 + part_begin(p1 - p0, groups, q + 1);
+            Group{g, begin, end < m1 ? end : m1, q0, q1}.run();
         }
     }
 }

@@ -1,5 +1,5 @@
-// AMX tile instructions as functions. The compiler's own macros declare no memory operand on loads, so it may move or drop
-// the stores that fill a tile's memory; these do.
+// AMX tile instructions as functions. The compiler's own macros declare no memory operand on loads, so it may move or
+// drop the stores that fill a tile's memory; these do.
 #pragma once
 #include "../generic/inline.h"
 #include "../layout.h"
@@ -16,8 +16,8 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {};
 };
 
-// The 2 x 2 arrangement of every product: tiles 0, 1 hold x (rows0, rows1 rows), tiles 2, 3 the halves of a weight cell,
-// tiles 4, 5 the sums of tile 0 and tiles 6, 7 those of tile 1.
+// The 2 x 2 arrangement of every product: tiles 0, 1 hold x (rows0, rows1 rows), tiles 2, 3 the halves of a weight
+// cell, tiles 4, 5 the sums of tile 0 and tiles 6, 7 those of tile 1.
 DI_INLINE void configure_tiles(int rows0, int rows1) {
     TileConfig c;
     const int rows[8] = {rows0, rows1, 16, 16, rows0, rows0, rows1, rows1};
@@ -25,7 +25,8 @@ DI_INLINE void configure_tiles(int rows0, int rows1) {
         c.rows[i] = static_cast<uint8_t>(rows[i]);
         c.row_bytes[i] = rows[i] ? kTileStride : 0;
     }
-    asm volatile("ldtilecfg %0" ::"m"(c));   // the whole struct as the operand: GCC 12 drops stores behind _tile_loadconfig
+    // The whole struct is the operand: GCC 12 drops the stores behind _tile_loadconfig.
+    asm volatile("ldtilecfg %0" ::"m"(c));
 }
 
 inline void release_tiles() { asm volatile("tilerelease" ::: "memory"); }

@@ -85,7 +85,9 @@ struct Vec {
     }
 
 private:
-    static DI_INLINE __m256i load_bits(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+    static DI_INLINE __m256i load_bits(const uint16_t* p) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    }
     static DI_INLINE __m256 widen_bf16(const bf16* p) {
         const __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
         return _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
@@ -118,7 +120,9 @@ DI_INLINE Vec operator-(Vec a) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_xor_ps(a.lo, sign), _mm256_xor_ps(a.hi, sign)};
 }
-DI_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+DI_INLINE Vec fma(Vec a, Vec b, Vec c) {
+    return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
 DI_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }   // a > b ? a : b
 DI_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
 DI_INLINE Vec abs(Vec a) {
@@ -143,8 +147,12 @@ DI_INLINE Vec::Mask less(Vec a, Vec b) { return compare<_CMP_LT_OQ>(a, b); }
 DI_INLINE Vec::Mask less_equal(Vec a, Vec b) { return compare<_CMP_LE_OQ>(a, b); }
 DI_INLINE Vec::Mask equal(Vec a, Vec b) { return compare<_CMP_EQ_OQ>(a, b); }
 DI_INLINE Vec::Mask is_nan(Vec a) { return compare<_CMP_UNORD_Q>(a, a); }
-DI_INLINE Vec::Mask operator&(Vec::Mask a, Vec::Mask b) { return {_mm256_and_ps(a.lo, b.lo), _mm256_and_ps(a.hi, b.hi)}; }
-DI_INLINE Vec::Mask operator|(Vec::Mask a, Vec::Mask b) { return {_mm256_or_ps(a.lo, b.lo), _mm256_or_ps(a.hi, b.hi)}; }
+DI_INLINE Vec::Mask operator&(Vec::Mask a, Vec::Mask b) {
+    return {_mm256_and_ps(a.lo, b.lo), _mm256_and_ps(a.hi, b.hi)};
+}
+DI_INLINE Vec::Mask operator|(Vec::Mask a, Vec::Mask b) {
+    return {_mm256_or_ps(a.lo, b.lo), _mm256_or_ps(a.hi, b.hi)};
+}
 DI_INLINE Vec::Mask operator!(Vec::Mask a) {
     const __m256 ones = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
     return {_mm256_xor_ps(a.lo, ones), _mm256_xor_ps(a.hi, ones)};

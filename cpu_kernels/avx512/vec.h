@@ -49,7 +49,8 @@ struct Vec {
     DI_INLINE void store_partial(float* p, int n) const { _mm512_mask_storeu_ps(p, first_n(n).m, v); }
     DI_INLINE void store_bf16(bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16()); }
     DI_INLINE void store_f16(f16* p) const {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, kNearest));
     }
 
     static DI_INLINE Mask first_n(int n) {

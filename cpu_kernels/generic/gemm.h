@@ -1,5 +1,5 @@
-// x[M,K] · w[N,K]ᵀ with fused multiply-add, in the summation order of docs/arithmetic.md. One routine serves decode, where
-// the panels stream from memory once, and prefill, where blocks of rows pass over a panel that stays in the cache.
+// x[M,K] · w[N,K]ᵀ with fused multiply-add, in the summation order of docs/arithmetic.md. One routine serves decode,
+// where the panels stream from memory once, and prefill, where blocks of rows pass over a panel in the cache.
 #pragma once
 #include "../kernels.h"
 #include "epilogue.h"
@@ -51,7 +51,7 @@ DI_INLINE void multiply_cell(const float* x, const typename Cell::T* cell, int h
             }
         }
         if (cold) {
-            constexpr size_t kAhead = kHalves == 2 ? 1024 : 4096;   // few rows: the hardware's prefetchers need little help
+            constexpr size_t kAhead = kHalves == 2 ? 1024 : 4096;   // bytes; few rows need little beyond the hardware's
             constexpr size_t kLineBytes = kHalves * 32 * sizeof(typename Cell::T);
             const char* ahead = reinterpret_cast<const char*>(cell) + kAhead + (16 * half / kHalves + r) * kLineBytes;
             for (size_t i = 0; i < kLineBytes; i += 64) __builtin_prefetch(ahead + i);

@@ -40,14 +40,16 @@ DI_INLINE void place_cell(char* to, const char* cell, DType type) {
     Dword* out = reinterpret_cast<Dword*>(to);
     const Dword* in = reinterpret_cast<const Dword*>(cell);
     if (type == DType::F32) {
-        for (int h = 0; h < 4; ++h) transpose_16(out + h / 2 * 16 * 32 + h % 2 * 16, 32, in + h % 2 * 16 * 32 + h / 2 * 16, 32);
+        for (int i = 0; i < 32; i += 16) {
+            for (int j = 0; j < 32; j += 16) transpose_16(out + j * 32 + i, 32, in + i * 32 + j, 32);
+        }
     } else {
         for (int h = 0; h < 2; ++h) transpose_16(out + h * 256, 16, in + h * 256, 16);
     }
 }
 
-void pack(void* dst, DType dst_type, const void* const* rows, DType src_type, int k, int k_group, int k_group_padded, int p0,
-          int p1) {
+void pack(void* dst, DType dst_type, const void* const* rows, DType src_type, int k, int k_group, int k_group_padded,
+          int p0, int p1) {
     const int groups = (k + k_group - 1) / k_group, group_cells = k_group_padded / kCell;
     const size_t cell_bytes = kCellSize * size_of(dst_type);
     char* to = static_cast<char*>(dst) + static_cast<size_t>(p0) * groups * group_cells * cell_bytes;
@@ -63,7 +65,11 @@ void pack(void* dst, DType dst_type, const void* const* rows, DType src_type, in
                     continue;
                 }
                 const int count = left < kCell ? left : kCell;
-                dst_type == DType::F32 ? read_cell<4>(cell, dst_type, src, at, count) : read_cell<2>(cell, dst_type, src, at, count);
+                if (dst_type == DType::F32) {
+                    read_cell<4>(cell, dst_type, src, at, count);
+                } else {
+                    read_cell<2>(cell, dst_type, src, at, count);
+                }
                 place_cell(to, cell, dst_type);
             }
         }

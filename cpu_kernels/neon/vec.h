@@ -116,11 +116,17 @@ DI_INLINE Vec pow2(Vec n) {
 DI_INLINE Vec::Mask less(Vec a, Vec b) { return Vec::test([&](int i) { return vcltq_f32(a.q[i], b.q[i]); }); }
 DI_INLINE Vec::Mask less_equal(Vec a, Vec b) { return Vec::test([&](int i) { return vcleq_f32(a.q[i], b.q[i]); }); }
 DI_INLINE Vec::Mask equal(Vec a, Vec b) { return Vec::test([&](int i) { return vceqq_f32(a.q[i], b.q[i]); }); }
-DI_INLINE Vec::Mask operator&(Vec::Mask a, Vec::Mask b) { return Vec::test([&](int i) { return vandq_u32(a.q[i], b.q[i]); }); }
-DI_INLINE Vec::Mask operator|(Vec::Mask a, Vec::Mask b) { return Vec::test([&](int i) { return vorrq_u32(a.q[i], b.q[i]); }); }
+DI_INLINE Vec::Mask operator&(Vec::Mask a, Vec::Mask b) {
+    return Vec::test([&](int i) { return vandq_u32(a.q[i], b.q[i]); });
+}
+DI_INLINE Vec::Mask operator|(Vec::Mask a, Vec::Mask b) {
+    return Vec::test([&](int i) { return vorrq_u32(a.q[i], b.q[i]); });
+}
 DI_INLINE Vec::Mask operator!(Vec::Mask a) { return Vec::test([&](int i) { return vmvnq_u32(a.q[i]); }); }
 DI_INLINE Vec::Mask is_nan(Vec a) { return !equal(a, a); }
-DI_INLINE Vec select(Vec::Mask m, Vec a, Vec b) { return Vec::each([&](int i) { return vbslq_f32(m.q[i], a.q[i], b.q[i]); }); }
+DI_INLINE Vec select(Vec::Mask m, Vec a, Vec b) {
+    return Vec::each([&](int i) { return vbslq_f32(m.q[i], a.q[i], b.q[i]); });
+}
 DI_INLINE Vec max(Vec a, Vec b) { return select(less(b, a), a, b); }   // as on x86: b where either is NaN
 DI_INLINE Vec min(Vec a, Vec b) { return select(less(a, b), a, b); }
 

@@ -1,4 +1,4 @@
-// Vec of the scalar tier: 16 floats in an array, plain C++. It defines what every other tier's Vec must give, bit for bit.
+// Vec of the scalar tier: 16 floats in an array, plain C++. It defines what every other tier's Vec gives, bit for bit.
 #pragma once
 #include "../generic/inline.h"
 #include "../layout.h"

@@ -61,7 +61,9 @@ struct Vec {
     // One panel line: 16 pairs.
     static DI_INLINE void load_pairs_bf16(const bf16* p, Vec& even, Vec& odd) {
         even = each([=](int i) { return high_half(load_bits(p, i)); });
-        odd = each([=](int i) { return svreinterpret_f32_u32(svand_n_u32_x(svptrue_b32(), load_bits(p, i), 0xffff0000u)); });
+        odd = each([=](int i) {
+            return svreinterpret_f32_u32(svand_n_u32_x(svptrue_b32(), load_bits(p, i), 0xffff0000u));
+        });
     }
     static DI_INLINE void load_pairs_f16(const f16* p, Vec& even, Vec& odd) {
         even = each([=](int i) { return widen_f16(load_bits(p, i)); });
@@ -131,10 +133,18 @@ private:
     }
 };
 
-DI_INLINE Vec operator+(Vec a, Vec b) { return Vec::each([&](int i) { return svadd_f32_x(svptrue_b32(), a.v[i], b.v[i]); }); }
-DI_INLINE Vec operator-(Vec a, Vec b) { return Vec::each([&](int i) { return svsub_f32_x(svptrue_b32(), a.v[i], b.v[i]); }); }
-DI_INLINE Vec operator*(Vec a, Vec b) { return Vec::each([&](int i) { return svmul_f32_x(svptrue_b32(), a.v[i], b.v[i]); }); }
-DI_INLINE Vec operator/(Vec a, Vec b) { return Vec::each([&](int i) { return svdiv_f32_x(svptrue_b32(), a.v[i], b.v[i]); }); }
+DI_INLINE Vec operator+(Vec a, Vec b) {
+    return Vec::each([&](int i) { return svadd_f32_x(svptrue_b32(), a.v[i], b.v[i]); });
+}
+DI_INLINE Vec operator-(Vec a, Vec b) {
+    return Vec::each([&](int i) { return svsub_f32_x(svptrue_b32(), a.v[i], b.v[i]); });
+}
+DI_INLINE Vec operator*(Vec a, Vec b) {
+    return Vec::each([&](int i) { return svmul_f32_x(svptrue_b32(), a.v[i], b.v[i]); });
+}
+DI_INLINE Vec operator/(Vec a, Vec b) {
+    return Vec::each([&](int i) { return svdiv_f32_x(svptrue_b32(), a.v[i], b.v[i]); });
+}
 DI_INLINE Vec operator-(Vec a) { return Vec::each([&](int i) { return svneg_f32_x(svptrue_b32(), a.v[i]); }); }
 DI_INLINE Vec fma(Vec a, Vec b, Vec c) {
     return Vec::each([&](int i) { return svmla_f32_x(svptrue_b32(), c.v[i], a.v[i], b.v[i]); });
@@ -149,20 +159,30 @@ DI_INLINE Vec pow2(Vec n) {
     });
 }
 
-DI_INLINE Vec::Mask less(Vec a, Vec b) { return Vec::test([&](int i) { return svcmplt_f32(svptrue_b32(), a.v[i], b.v[i]); }); }
+DI_INLINE Vec::Mask less(Vec a, Vec b) {
+    return Vec::test([&](int i) { return svcmplt_f32(svptrue_b32(), a.v[i], b.v[i]); });
+}
 DI_INLINE Vec::Mask less_equal(Vec a, Vec b) {
     return Vec::test([&](int i) { return svcmple_f32(svptrue_b32(), a.v[i], b.v[i]); });
 }
-DI_INLINE Vec::Mask equal(Vec a, Vec b) { return Vec::test([&](int i) { return svcmpeq_f32(svptrue_b32(), a.v[i], b.v[i]); }); }
-DI_INLINE Vec::Mask is_nan(Vec a) { return Vec::test([&](int i) { return svcmpuo_f32(svptrue_b32(), a.v[i], a.v[i]); }); }
+DI_INLINE Vec::Mask equal(Vec a, Vec b) {
+    return Vec::test([&](int i) { return svcmpeq_f32(svptrue_b32(), a.v[i], b.v[i]); });
+}
+DI_INLINE Vec::Mask is_nan(Vec a) {
+    return Vec::test([&](int i) { return svcmpuo_f32(svptrue_b32(), a.v[i], a.v[i]); });
+}
 DI_INLINE Vec::Mask operator&(Vec::Mask a, Vec::Mask b) {
     return Vec::test([&](int i) { return svand_b_z(svptrue_b32(), a.v[i], b.v[i]); });
 }
 DI_INLINE Vec::Mask operator|(Vec::Mask a, Vec::Mask b) {
     return Vec::test([&](int i) { return svorr_b_z(svptrue_b32(), a.v[i], b.v[i]); });
 }
-DI_INLINE Vec::Mask operator!(Vec::Mask a) { return Vec::test([&](int i) { return svnot_b_z(svptrue_b32(), a.v[i]); }); }
-DI_INLINE Vec select(Vec::Mask m, Vec a, Vec b) { return Vec::each([&](int i) { return svsel_f32(m.v[i], a.v[i], b.v[i]); }); }
+DI_INLINE Vec::Mask operator!(Vec::Mask a) {
+    return Vec::test([&](int i) { return svnot_b_z(svptrue_b32(), a.v[i]); });
+}
+DI_INLINE Vec select(Vec::Mask m, Vec a, Vec b) {
+    return Vec::each([&](int i) { return svsel_f32(m.v[i], a.v[i], b.v[i]); });
+}
 DI_INLINE Vec max(Vec a, Vec b) { return select(less(b, a), a, b); }   // as on x86: b where either is NaN
 DI_INLINE Vec min(Vec a, Vec b) { return select(less(a, b), a, b); }
 

@@ -208,6 +208,7 @@ class Engine:
             if self._stopped is None:
                 self._commands.put((function, *arguments))
                 return
+        self._room.release()  # for the next one who waits to be told so
         raise self._stopped
 
     def _is_idle(self) -> bool:

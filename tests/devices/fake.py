@@ -1,7 +1,7 @@
 """A device that computes nothing but notices everything: its next token is a hash of what its paged KV cache holds.
 
-A wrong block table, a stale block, a wrong position, a wrong prefix or a wrong sampling record changes the token; what cannot
-be right in any case is asserted. `oracle` says what must come out, from the prompt alone.
+A wrong block table, a stale block, a wrong position, a wrong prefix or a wrong sampling record changes the token; what
+cannot be right in any case is asserted. `oracle` says what must come out, from the prompt alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A device whose answers come one or two steps late, with the last tokens fed on the device.
 
-It wraps any executable. Until a ticket has been waited for, the step's outputs are scrambled; whoever touches the inputs in
-the meantime, or clears a block that a step in flight uses, is caught.
+It wraps any executable. Until a ticket has been waited for, the step's outputs are scrambled; whoever touches the
+inputs in the meantime, or clears a block that a step in flight uses, is caught.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ def run_python() -> Callable[[str], subprocess.CompletedProcess[str]]:
             capture_output=True,
             text=True,
             timeout=300,
-            env={**os.environ},
+            # NumPy's own BLAS threads do not survive a fork in the middle of a product.
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             check=False,
         )
 

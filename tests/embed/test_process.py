@@ -17,7 +17,11 @@ from dashinfer_lite import LLM, SamplingParams
 
 Run = Callable[[str], subprocess.CompletedProcess[str]]
 Make = Callable[..., LLM]
-HEAD = "from dashinfer_lite import LLM, SamplingParams, DashInferError\nllm = LLM(GOLDEN + '/qwen2_5', device={device!r}, **SMALL)\n"
+HEAD = """
+from dashinfer_lite import LLM, SamplingParams, DashInferError
+llm = LLM(GOLDEN + '/qwen2_5', device={device!r}, **SMALL)
+greedy = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+"""
 LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
 
 
@@ -28,7 +32,7 @@ import sys
 before = set(sys.modules)
 import dashinfer_lite
 dashinfer_lite.SamplingParams(temperature=0)
-heavy = {"numpy", "tokenizers", "jinja2", "sentencepiece", "safetensors", "asyncio", "logging", "dashinfer_lite._native"}
+heavy = {"numpy", "tokenizers", "jinja2", "sentencepiece", "safetensors", "asyncio", "dashinfer_lite._native"}
 found = heavy & set(sys.modules) - before
 assert not found, found
 print(len(set(sys.modules) - before))
@@ -51,13 +55,15 @@ def test_public_names() -> None:
 
 FORK = """
 import os, sys
-request = llm.submit([1, 2, 3], SamplingParams(temperature=0, max_tokens=200, ignore_eos=True))
+request = llm.submit([1, 2, 3], greedy)
 finished = llm.generate([1], SamplingParams(max_tokens=2))[0]
 child = os.fork()
 if child == 0:
     failures = 0
-    for use in (request.result, lambda: llm.generate("a"), lambda: list(request), request.cancel, lambda: next(iter(request.tokens())),
-                lambda: request.text, request.output, llm.engine.step, llm.engine.start, lambda: llm.submit("a")):
+    uses = [request.result, request.cancel, request.output, llm.engine.step, llm.engine.start]
+    uses += [lambda: request.text, lambda: list(request), lambda: list(request.tokens())]
+    uses += [lambda: llm.generate("a"), lambda: llm.submit("a")]
+    for use in uses:
         try:
             use()
         except DashInferError as error:
@@ -81,12 +87,9 @@ def test_fork(run_python: Run, device: str) -> None:
 
 EXITS = {
     "idle": "",
-    "busy": "r = llm.submit([1, 2], SamplingParams(temperature=0, max_tokens=200, ignore_eos=True))\nnext(iter(r.tokens()))",
+    "busy": "r = llm.submit([1, 2], greedy)\nnext(iter(r.tokens()))",
     "dropped": "llm.generate([1], SamplingParams(max_tokens=1))\ndel llm",
-    "reading": (
-        "import threading\nr = llm.submit([1, 2], SamplingParams(temperature=0, max_tokens=200, ignore_eos=True))\n"
-        "threading.Thread(target=r.result, daemon=True).start()"
-    ),
+    "reading": "import threading\nr = llm.submit([1], greedy)\nthreading.Thread(target=r.result, daemon=True).start()",
     "error": "1 / 0",
 }
 

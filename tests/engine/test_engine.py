@@ -321,6 +321,9 @@ def test_bad_words_of_several_tokens(make_engine: Make) -> None:
     output = engine.submit([4, 5], replace(GREEDY, bad_words=[phrase])).result().outputs[0]
     assert output.token_ids[:4] == free[:4]
     assert all(output.token_ids[i : i + 2] != phrase for i in range(11))
+    # What the prompt ends with is no part of the answer.
+    output = engine.submit([4, 5], replace(GREEDY, bad_words=[[5, free[0]], free[3:6]])).result().outputs[0]
+    assert output.token_ids[:5] == free[:5] and output.token_ids[5] != free[5]
 
 
 def test_host_dependent_rows_do_not_run_ahead(make_engine: Make, delay: int) -> None:

@@ -1,4 +1,4 @@
-"""A state machine drives an engine with a tiny pool: whatever happens, blocks stay sound and answers are the oracle's."""
+"""A state machine drives an engine with a tiny pool: blocks stay sound, and answers are the oracle's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Job:
 prompts = st.one_of(
     # Prompts that share beginnings, and some that do not.
     st.builds(
-        lambda head, tail: [*range(head)] + tail,
+        lambda head, tail: [*range(head), *tail],
         st.integers(0, 16),
         st.lists(st.integers(0, 3), min_size=1, max_size=4),
     ),
@@ -192,5 +192,5 @@ class EngineMachine(RuleBasedStateMachine):
                 assert str(job.params.stop[0]) not in output.text
 
 
-EngineMachine.TestCase.settings = settings(stateful_step_count=40, max_examples=120)
+EngineMachine.TestCase.settings = settings(stateful_step_count=40, max_examples=settings.default.max_examples)
 TestEngineMachine = EngineMachine.TestCase

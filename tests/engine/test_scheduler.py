@@ -64,7 +64,7 @@ def test_who_does_not_fit_holds_up_those_behind() -> None:
 
 
 def test_the_youngest_gives_way() -> None:
-    """Out of blocks: the last in order is preempted and nobody starts; it comes back when there is room for all of it."""
+    """Out of blocks: the last in order is preempted and nobody starts; it comes back when there is room for it."""
     it = scheduler(4)
     for number in (1, 2):
         it.add(sequence(number, 7))

@@ -34,7 +34,7 @@ def engine(make_engine: Make) -> Engine:
 class Gate:
     """Holds the device back until it is opened."""
 
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.open = threading.Event(), threading.Event()
         submit = FakeExecutable.submit
 
@@ -88,7 +88,7 @@ def test_asyncio(engine: Engine) -> None:
 
 
 def test_a_waiting_task_can_be_cancelled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(engine, monkeypatch)
+    gate = Gate(monkeypatch)
 
     async def main() -> None:
         request = engine.submit([1], GREEDY)
@@ -104,7 +104,7 @@ def test_a_waiting_task_can_be_cancelled(engine: Engine, monkeypatch: pytest.Mon
 
 
 def test_status_on_the_way(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(engine, monkeypatch)
+    gate = Gate(monkeypatch)
     request = engine.submit([1], GREEDY)
     gate.reached.wait()
     assert (request.status, request.text, request.is_done) == ("prefilling", "", False)
@@ -121,7 +121,7 @@ def test_full_queue(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `block` a submission waits until the engine's thread has started one of those before it."""
     engine = make_engine(max_queue=1)
     engine.start()
-    gate = Gate(engine, monkeypatch)
+    gate = Gate(monkeypatch)
     first = engine.submit([1], GREEDY)
     gate.reached.wait()
     second = engine.submit([2], GREEDY)
@@ -139,7 +139,7 @@ def test_stop_ends_everything(make_engine: Make, monkeypatch: pytest.MonkeyPatch
     ended: list[str] = []
     engine = make_engine(on_stop=lambda: ended.append(threading.current_thread().name))
     engine.start()
-    gate = Gate(engine, monkeypatch)
+    gate = Gate(monkeypatch)
     requests = [engine.submit([i], GREEDY) for i in range(9)]
     gate.reached.wait()
     gate.open.set()
@@ -152,6 +152,22 @@ def test_stop_ends_everything(make_engine: Make, monkeypatch: pytest.MonkeyPatch
         engine.submit([1], GREEDY)
 
 
+def test_stop_wakes_whoever_waits_for_room(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(max_queue=1)
+    engine.start()
+    gate = Gate(monkeypatch)
+    engine.submit([1], GREEDY)
+    gate.reached.wait()
+    engine.submit([2], GREEDY)
+    with ThreadPoolExecutor(3) as pool:
+        blocked = [pool.submit(engine.submit, [i], GREEDY, block=True) for i in range(3)]
+        engine.stop(wait=False)
+        gate.open.set()
+        for submission in blocked:
+            with pytest.raises(DashInferError, match="stopped"):
+                submission.result()
+
+
 def test_step_belongs_to_one_thread(engine: Engine) -> None:
     with pytest.raises(DashInferError, match="another thread takes this engine's turns"):
         engine.step()
@@ -160,7 +176,7 @@ def test_step_belongs_to_one_thread(engine: Engine) -> None:
 def test_a_bug_ends_the_engine_not_the_program(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever breaks inside, nobody waits for ever: requests fail with the reason, and so does whoever submits later."""
+    """Whatever breaks inside, nobody waits for ever: requests fail with the reason, and so do later submissions."""
 
     def broken() -> None:
         raise ZeroDivisionError("a bug")

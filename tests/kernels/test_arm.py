@@ -1,4 +1,4 @@
-"""The generic kernels on 64-bit ARM: NEON, and SVE at three vector lengths, cross-compiled and run under an emulator."""
+"""The generic kernels on 64-bit ARM: NEON, and SVE at three vector lengths, cross-compiled, under an emulator."""
 
 from __future__ import annotations
 
@@ -11,8 +11,18 @@ import pytest
 KERNELS = Path(__file__).resolve().parents[2] / "cpu_kernels"
 PROGRAM = Path(__file__).resolve().parent / "native" / "arm_test.cpp"
 COMPILER = "aarch64-linux-gnu-g++"
-FLAGS = ("-O2", "-std=c++17", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-Wall", "-Wextra", "-Werror")
-# Width of the test build → folder of its vec.h, compiler flags, emulated processor. NEON's has no SVE: a leak would be an illegal instruction.
+FLAGS = (
+    "-O2",
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+)
+# Build → folder of its vec.h, compiler flags, emulated processor. NEON's has no SVE: a leak is an illegal instruction.
 BUILDS = {
     "neon": ("neon", (), "cortex-a57"),
     **{
@@ -36,7 +46,9 @@ def command(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """The command line that runs the test program of one build."""
     tier, flags, processor = BUILDS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    compile_cpp(folder, f"-I{KERNELS / tier}", *flags, "-Wno-unused-function", "-static", str(PROGRAM), "-o", "arm_test")
+    compile_cpp(
+        folder, f"-I{KERNELS / tier}", *flags, "-Wno-unused-function", "-static", str(PROGRAM), "-o", "arm_test"
+    )
     emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
     if emulator is None:
         pytest.skip("compiled for aarch64, but there is no qemu-aarch64 to run it")
@@ -52,6 +64,6 @@ def test_same_bits_as_scalar_code(command: list[str], case: str) -> None:
 def test_neon_table_is_tidy(tmp_path: Path) -> None:
     """The whole tier compiles, and its object offers one symbol and nothing that a linker could share."""
     compile_cpp(tmp_path, "-fvisibility=hidden", "-c", str(KERNELS / "neon" / "table.cpp"), "-o", "table.o")
-    listing = subprocess.run(["aarch64-linux-gnu-nm", "-C", "table.o"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    symbols = [line[17:].split(" ", 1) for line in listing.splitlines()]
+    listing = subprocess.run(["aarch64-linux-gnu-nm", "-C", "table.o"], cwd=tmp_path, capture_output=True, text=True)
+    symbols = [line[17:].split(" ", 1) for line in listing.stdout.splitlines()]
     assert [name for kind, name in symbols if kind in "WVuTDB"] == ["di::neon_table()"]

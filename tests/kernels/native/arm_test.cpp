@@ -1,4 +1,4 @@
-// The generic kernels over the ARM vector layers against plain scalar code that follows docs/arithmetic.md, bit for bit.
+// The generic kernels over the ARM vector layers, against plain scalar code after docs/arithmetic.md, bit by bit.
 // Built once with NEON's vec.h in the include path and once for each SVE vector length with SVE's.
 #include "vec.h"
 
@@ -65,11 +65,10 @@ float expected_product(const float* x, const float* w, int cells) {
 }
 
 float rounded(DType type, float x) {
-    uint16_t h;
-    float r;
-    convert(&h, type, &x, DType::F32, 1);
-    convert(&r, DType::F32, &h, type, 1);
-    return type == DType::F32 ? x : r;
+    float narrow, wide;   // 16 bits or 32
+    convert(&narrow, type, &x, DType::F32, 1);
+    convert(&wide, DType::F32, &narrow, type, 1);
+    return wide;
 }
 
 void check_product(DType type, int M, int N, int cells) {
@@ -96,7 +95,8 @@ void check_product(DType type, int M, int N, int cells) {
             if (x_type == DType::F32) {
                 element(g.x, m, k) = x[m * K + k];
             } else {
-                convert(g.x.row<bf16>(m) + k / kCell * g.x.step() + k % kCell, DType::BF16, x + m * K + k, DType::F32, 1);
+                bf16* to = g.x.row<bf16>(m) + k / kCell * g.x.step() + k % kCell;
+                convert(to, DType::BF16, x + m * K + k, DType::F32, 1);
             }
         }
     }
@@ -201,9 +201,10 @@ void rounding() {
         f16 h;
     };
     const Expected table[] = {
-        {0x3f800000, 0x3f80, 0x3c00}, {0x3f808000, 0x3f80, 0x3c04}, {0x3f818000, 0x3f82, 0x3c0c}, {0xbf80ffff, 0xbf81, 0xbc08},
-        {0x7f7fffff, 0x7f80, 0x7c00}, {0xff800000, 0xff80, 0xfc00}, {0x7fffffff, 0x7fff, 0x7fff}, {0x7f800001, 0x7fc0, 0x7e00},
-        {0x00400000, 0x0000, 0x0000}, {0x80000000, 0x8000, 0x8000}, {0x33800000, 0x3380, 0x0001}, {0x387fe000, 0x3880, 0x0400},
+        {0x3f800000, 0x3f80, 0x3c00}, {0x3f808000, 0x3f80, 0x3c04}, {0x3f818000, 0x3f82, 0x3c0c},
+        {0xbf80ffff, 0xbf81, 0xbc08}, {0x7f7fffff, 0x7f80, 0x7c00}, {0xff800000, 0xff80, 0xfc00},
+        {0x7fffffff, 0x7fff, 0x7fff}, {0x7f800001, 0x7fc0, 0x7e00}, {0x00400000, 0x0000, 0x0000},
+        {0x80000000, 0x8000, 0x8000}, {0x33800000, 0x3380, 0x0001}, {0x387fe000, 0x3880, 0x0400},
     };
     for (const Expected& e : table) {
         bf16 b;
@@ -215,8 +216,9 @@ void rounding() {
 }
 
 constexpr Case kCases[] = {
-    {"products_f32", products_f32}, {"products_f16", products_f16}, {"products_bf16", products_bf16}, {"rms_norms", rms_norms},
-    {"elementary", elementary},     {"lanes", lanes},               {"rounding", rounding},
+    {"products_f32", products_f32}, {"products_f16", products_f16}, {"products_bf16", products_bf16},
+    {"rms_norms", rms_norms},       {"elementary", elementary},     {"lanes", lanes},
+    {"rounding", rounding},
 };
 
 }  // namespace
