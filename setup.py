@@ -64,6 +64,7 @@ class BuildNative(build_ext):
 
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "0")) or os.cpu_count() or 1) as pool:
             ext.extra_objects = list(pool.map(compile_one, jobs))
+        ext.depends = ext.extra_objects  # or a changed kernel would be compiled and never linked
         super().build_extension(ext)
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# NumPy's own threads do not survive a fork in the middle of a product, and the oracle's small ones are faster without.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 from pathlib import Path
 from typing import TYPE_CHECKING
 

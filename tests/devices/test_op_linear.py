@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from one_op import Array, Maker, Span, assert_close, both, examples, rounded
+from one_op import Array, Maker, Span, assert_close, both, examples, round_up, rounded
 
 UNIT = 2.0**-24
 ACT_ERROR = 1e-6  # of the activations, relative to their input: exp to 2 ulp, erf to 1.5e-7, three more roundings
@@ -49,7 +49,9 @@ def cases(draw: st.DrawFn, k: st.SearchStrategy[int] | None = None) -> Case:
     return Case(
         rows=draw(st.integers(1, 70)),
         groups=groups,
-        group=draw(k if k is not None else st.integers(1, 200) if groups == 1 else st.integers(4, 64).map(lambda d: 2 * d)),
+        group=draw(
+            k if k is not None else st.integers(1, 200) if groups == 1 else st.integers(4, 64).map(lambda d: 2 * d)
+        ),
         n=draw(st.integers(1, 100)),
         act=draw(st.sampled_from([1, 2, 3] if gated else [0, 0, 1, 2, 3])),
         gated=gated,
@@ -89,7 +91,7 @@ def check(device: Any, dtype: str, case: Case) -> None:
     maker = Maker(device.info)
     padded_k = maker.pad_head(case.group) * case.groups if case.groups > 1 else maker.pad(case.k)
     x_slot = maker.slot(padded_k, "bf16" if dtype == "bf16" else "f32")
-    y_cols = maker.pad(case.n) if not case.gated else max(maker.pad(case.n), 16)
+    y_cols = round_up(case.n, math.lcm(device.info.col_align, 16)) if case.gated else maker.pad(case.n)
     y_slot = maker.slot(y_cols, "f32" if case.residual == "in place" else case.out)
     inputs = [x_slot]
     if case.residual:
@@ -120,7 +122,9 @@ def oracle(case: Case, x: Array, w: list[Array], b: list[Array], residual: Array
     cells = case.groups * -(-case.group // 32)
     roundings = 16 + 2 + min(cells, 64) + math.ceil(cells / 64) + 3
     sums = [x.astype(np.float64) @ v.T.astype(np.float64) + c for v, c in zip(w, b, strict=True)]
-    sizes = [np.abs(x).astype(np.float64) @ np.abs(v).T.astype(np.float64) + np.abs(c) for v, c in zip(w, b, strict=True)]
+    sizes = [
+        np.abs(x).astype(np.float64) @ np.abs(v).T.astype(np.float64) + np.abs(c) for v, c in zip(w, b, strict=True)
+    ]
     errors = [roundings * UNIT * size for size in sizes]
     y = activation(sums[0], case.act)
     error = errors[0] if case.act == 0 else STEEPEST * errors[0] + ACT_ERROR * np.abs(sums[0])

@@ -1,4 +1,4 @@
-"""The op "sample" through a device: draws, scores and reports equal the reference's; the formulas have tests of their own."""
+"""The op "sample" through a device: draws, scores and reports equal the reference's, whose formulas have own tests."""
 
 from __future__ import annotations
 
@@ -54,10 +54,16 @@ def sample(bench: Bench, logits: Array, **fields: Any) -> dict[str, Array]:
     ),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_draws_and_reports(device: Any, rows: int, vocab: int, spread: float, options: dict[str, Any], seed: int) -> None:
+def test_draws_and_reports(
+    device: Any, rows: int, vocab: int, spread: float, options: dict[str, Any], seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     logits = rounded(spread * rng.standard_normal((rows, vocab)), "f32")
-    records = {"seed": rng.integers(0, 2**63, rows), "position": rng.integers(0, 2**31, rows), "sample_index": rng.integers(0, 9, rows)}
+    records = {
+        "seed": rng.integers(0, 2**63, rows),
+        "position": rng.integers(0, 2**31, rows),
+        "sample_index": rng.integers(0, 9, rows),
+    }
     with both(device, make(device, vocab)) as benches:
         got, expected = (sample(bench, logits, **options, **records) for bench in benches)
     np.testing.assert_array_equal(got["logits"], logits)
@@ -71,7 +77,10 @@ def same_results(got: dict[str, Array], expected: dict[str, Array]) -> None:
     for name in ("token", "status", "rank", "top_ids"):
         np.testing.assert_array_equal(got[name], expected[name], name)
     reported = got["top_ids"] >= 0
-    for mine, theirs in ((got["logprob"], expected["logprob"]), (got["top_logprobs"][reported], expected["top_logprobs"][reported])):
+    for mine, theirs in (
+        (got["logprob"], expected["logprob"]),
+        (got["top_logprobs"][reported], expected["top_logprobs"][reported]),
+    ):
         np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=2e-6)
 
 
@@ -88,8 +97,19 @@ def test_history_bias_bans_and_masks(device: Any, rows: int, vocab: int, seed: i
     mask = np.full(-(-vocab // 32), 0xFFFFFFFF, np.uint32)
     mask[0] &= ~np.uint32(2)
     lists = {"history": history, "bias_ids": bias_ids, "bias_values": bias, "banned_ids": banned, "mask": mask}
-    fields = {name: array.ctypes.data for name, array in lists.items()} | {"history_len": 40, "prompt_len": 25, "n_bias": 3, "n_banned": 4}
-    fields |= {"temperature": 1.0, "repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2, "no_repeat_ngram": 2}
+    fields = {name: array.ctypes.data for name, array in lists.items()} | {
+        "history_len": 40,
+        "prompt_len": 25,
+        "n_bias": 3,
+        "n_banned": 4,
+    }
+    fields |= {
+        "temperature": 1.0,
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.2,
+        "no_repeat_ngram": 2,
+    }
     with both(device, make(device, vocab)) as benches:
         got, expected = (sample(bench, logits, **fields, position=np.arange(rows), seed=seed) for bench in benches)
     same_results(got, expected)

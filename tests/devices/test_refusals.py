@@ -1,77 +1,30 @@
-"""What a device refuses, and that it says why: programs at creation, weights when written, steps when submitted.
+"""What a device refuses, and that it says why: programs at creation, weights when they are written.
 
 A program that was created never looks at shapes again, so everything that could lead astray is refused here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from one_op import Bench, Maker, Span, fill_step
+from every_op import BIAS, HEAD, LOGITS, NORM, OUT, ROWS, TABLE, VIEW, WIDE, WORDS, A, G, H, K, Q, V, X, everything
 
-from dashinfer_lite.devices import open_device
-from dashinfer_lite.devices.step import Step
 from dashinfer_lite.errors import DeviceError
 from dashinfer_lite.graph.ops import OPS
-from dashinfer_lite.graph.program import Instr, KvSpec, Limits, Program
+from dashinfer_lite.graph.program import Instr, Program
 
 Change = Callable[[Program], Program]
 
 
-@pytest.fixture
-def cpu(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """One device is enough: checks are the same on all tiers. Another one's reasons have words of their own."""
-    opened = open_device(request.config.getoption("device", None) or "cpu", threads=2)
-    yield opened
-    opened.close()
-
-
-def everything(info: Any) -> Maker:
-    """A program with every operation, each used as it should be."""
-    m = Maker(info, tokens=64, tail_rows=32, seqs=4, vocab=64, hidden=64, kv=KvSpec(2, 2, 32, "bf16", 32, 4))
-    x, h, q, k, v, table = m.slot(64), m.slot(64, "bf16"), m.slot(128), m.slot(64), m.slot(64), m.slot(32)
-    a, g, rows, logits = m.slot(128, "bf16"), m.slot(64, "bf16"), m.slot(64, "bf16", "R"), m.slot(64, rows="R")
-    m.view(q, 32, 64)
-    words, frequencies, norm, bias = m.matrix(64, 64, "bf16", kind="table"), m.vector(16), m.vector(64), m.vector(64)
-    wide, head, out = m.matrix(128, 64, "bf16"), m.vector(32), m.matrix(64, 128, "bf16", group=32)
-    gate_up, lm_head, slopes = m.matrix(128, 64, "bf16"), m.matrix(64, 64, "bf16"), m.vector(4)
-    m.op("embed", (), (x,), (words,), scale=1)
-    m.op("rope_table", (), (table,), (frequencies, -1), h=16, attention=1)
-    m.op("rms_norm", (x,), (h,), (norm,), cols=64, eps=1e-5)
-    m.op("layer_norm", (x,), (h,), (norm, bias), cols=64, eps=1e-5)
-    m.op("linear", (h,), (q,), (wide,))
-    m.op("head_norm", (q,), (q,), (head,), heads=4, D=32, eps=1e-5)
-    m.op("rope", (q, table), (q,), heads=4, D=32, rotary=32)
-    m.op("kv_write", (k, v), layer=1, Hkv=2, D=32)
-    m.op("rope_kv", (q, k, v, table), (q,), (head, head), layer=0, Hq=4, Hkv=2, D=32, rotary=32, eps=1e-5)
-    m.op("attention", (q,), (a,), (slopes, slopes), layer=0, Hq=4, Hkv=2, D=32, window=7, scale=0.2)
-    m.op("linear", (a, x), (x,), (out, bias))
-    m.op("linear", (h,), (g,), (gate_up,), act=17)
-    m.op("act", (x,), (x,), act=1)
-    m.op("mul", (x, x), (x,))
-    m.op("add", (x, g), (x,))
-    m.op("scale", (x,), (x,), factor=2)
-    m.op("softcap", (x,), (x,), cap=30)
-    m.op("cast", (x,), (h,))
-    m.tail_op("gather_rows", (h,), (rows,))
-    m.tail_op("linear", (rows,), (logits,), (lm_head,))
-    m.tail_op("sample", (logits,), V=64)
-    return m
-
-
-X, H, Q, K, V, TABLE, A, G, ROWS, LOGITS, VIEW = range(11)
-WORDS, FREQUENCIES, NORM, BIAS, WIDE, HEAD, OUT, GATE_UP, LM_HEAD, SLOPES = range(10)
-
-
-def test_every_operation_is_there(cpu: Any) -> None:
+def test_every_operation_is_there(default_device: Any) -> None:
     """The program of this file is a good one."""
-    program = everything(cpu.info).program()
+    program = everything(default_device.info).program()
     assert {instr.op for instr in (*program.body, *program.tail)} == set(OPS)
-    cpu.create(program).close()
+    default_device.create(program).close()
 
 
 # ---- changes to that program -----------------------------------------------------------------------------------------
@@ -92,17 +45,25 @@ def instr(op: str, nth: int = 0, **changes: Any) -> Change:
             at = [i for i, one in enumerate(instrs) if one.op == op]
             return tuple(change(one) if i in at[nth : nth + 1] else one for i, one in enumerate(instrs))
 
-        return replace(program, body=changed(program.body), tail=changed(program.tail) if OPS[op].name != "linear" else program.tail)
+        return replace(
+            program,
+            body=changed(program.body),
+            tail=changed(program.tail) if OPS[op].name != "linear" else program.tail,
+        )
 
     return apply
 
 
 def slot(at: int, **changes: Any) -> Change:
-    return lambda program: replace(program, slots=tuple(replace(s, **changes) if i == at else s for i, s in enumerate(program.slots)))
+    return lambda program: replace(
+        program, slots=tuple(replace(s, **changes) if i == at else s for i, s in enumerate(program.slots))
+    )
 
 
 def weight(at: int, **changes: Any) -> Change:
-    return lambda program: replace(program, weights=tuple(replace(w, **changes) if i == at else w for i, w in enumerate(program.weights)))
+    return lambda program: replace(
+        program, weights=tuple(replace(w, **changes) if i == at else w for i, w in enumerate(program.weights))
+    )
 
 
 def kv(**changes: Any) -> Change:
@@ -230,33 +191,37 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
-def test_programs(cpu: Any, case: str) -> None:
+def test_programs(default_device: Any, case: str) -> None:
     change, reason = REFUSED[case]
-    with pytest.raises(DeviceError, match=reason if cpu.info.name == "cpu" else None):
-        cpu.create(change(everything(cpu.info).program())).close()
+    with pytest.raises(DeviceError, match=reason if default_device.info.name == "cpu" else None):
+        default_device.create(change(everything(default_device.info).program())).close()
 
 
-def test_operations_of_other_versions(cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_of_other_versions(default_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A code that the device does not know."""
     monkeypatch.setitem(OPS, "act", replace(OPS["act"], code=99))
     with pytest.raises(DeviceError, match="code 99: unknown to this device"):
-        cpu.create(everything(cpu.info).program())
+        default_device.create(everything(default_device.info).program())
 
 
-def test_memory_that_nobody_has(cpu: Any) -> None:
+def test_memory_that_nobody_has(default_device: Any) -> None:
     """Sizes beyond the address space are a reason like any other."""
-    program = everything(cpu.info).program()
-    for change in (kv(blocks=2**31 - 1, block_tokens=2**20), lambda p: replace(p, arena_bytes=1 << 60), weight(WIDE, n=2**31 - 32, k=2**24)):
+    program = everything(default_device.info).program()
+    for change in (
+        kv(blocks=2**31 - 1, block_tokens=2**20),
+        lambda p: replace(p, arena_bytes=1 << 60),
+        weight(WIDE, n=2**31 - 32, k=2**24),
+    ):
         with pytest.raises(DeviceError):
-            cpu.create(change(program))
+            default_device.create(change(program))
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
 
-def test_weights(cpu: Any) -> None:
+def test_weights(default_device: Any) -> None:
     """Rows that a weight lacks, columns that it has not, vectors of another length."""
-    executable = cpu.create(everything(cpu.info).program())
+    executable = default_device.create(everything(default_device.info).program())
     rows = np.arange(32, dtype=np.int32)
     part = np.zeros(32, np.int32)
     good = np.zeros((32, 64), np.float32)
@@ -270,224 +235,3 @@ def test_weights(cpu: Any) -> None:
     with pytest.raises(DeviceError, match=f"weight {NORM}: expected 64 elements"):
         executable.write_vector(NORM, np.zeros(63, np.float32))
     executable.close()
-
-
-# ---- steps -----------------------------------------------------------------------------------------------------------
-
-
-def set_in(name: str, at: Any, value: Any) -> Callable[[Any], None]:
-    def change(step: Any) -> None:
-        getattr(step, name)[at] = value
-
-    return change
-
-
-def set_count(**counts: Any) -> Callable[[Any], None]:
-    def change(step: Any) -> None:
-        for name, value in counts.items():
-            setattr(step, name, value)
-
-    return change
-
-
-def several(*changes: Callable[[Any], None]) -> Callable[[Any], None]:
-    def change(step: Any) -> None:
-        for one in changes:
-            one(step)
-
-    return change
-
-
-STEPS: dict[str, tuple[Callable[[Any], None], str]] = {
-    "no tokens": (set_count(T=0), "0 tokens"),
-    "negative tokens": (set_count(T=-1), "-1 tokens"),
-    "too many tokens": (set_count(T=65), "exceed its arrays"),
-    "no sequences": (set_count(B=0), "0 sequences"),
-    "too many sequences": (set_count(B=5), "exceed its arrays"),
-    "negative logit rows": (set_count(R=-1), "-1 logit rows"),
-    "too many logit rows": (set_count(R=10_000), "exceed its arrays"),
-    "no position rows": (set_count(position_rows=0), "0 position rows"),
-    "four position rows": (set_count(position_rows=4), "4 position rows"),
-    "a gap before the sequences": (set_in("q_offset", 0, 1), "do not cover"),
-    "a gap after the sequences": (set_in("q_offset", 2, 8), "do not cover"),
-    "an empty sequence": (set_in("q_offset", 1, 0), "sequence 0 has 0 new"),
-    "a sequence beyond its cache": (set_in("q_offset", 1, 12), "sequence 0 has 12 new of 5"),
-    "a sequence that ends before it begins": (several(set_in("q_offset", 1, 12), set_in("kv_len", 0, 12)), "sequence 1 has -3 new"),
-    "fewer cached than new": (set_in("kv_len", 0, 4), "sequence 0 has 5 new of 4"),
-    "more blocks than the table": (set_in("kv_len", 1, 9 * 32), "needs 9 blocks of 8"),
-    "a cache without end": (set_in("kv_len", 1, 2**31 - 1), "blocks of 8"),
-    "a block too far": (set_in("block_table", (1, 0), 4), "block 4 does not exist"),
-    "a block below": (set_in("block_table", (0, 0), -1), "block -1 does not exist"),
-    "an older block": (several(set_in("kv_len", 1, 40), set_in("block_table", (1, 1), 9)), "block 9 does not exist"),
-    "a slot too far": (set_in("tokens", 2, -9), "token 2 takes a sequence slot"),
-    "the lowest token": (set_in("tokens", 0, -(2**31)), "token 0 takes a sequence slot"),
-    "a logit row too far": (set_in("logit_row", 0, 9), "logit row 0"),
-    "a logit row below": (set_in("logit_row", 1, -1), "logit row 1"),
-    "a drawing slot too far": (set_in("sample", 1, None), "logit row 1"),
-    "a cleared block too far": (several(set_count(n_clear=1), set_in("clear_blocks", 0, 4)), "cleared block"),
-    "a cleared block below": (several(set_count(n_clear=1), set_in("clear_blocks", 0, -1)), "cleared block"),
-    "too many cleared blocks": (set_count(n_clear=10_000), "exceed its arrays"),
-    "external rows that descend": (several(set_count(n_external=2), set_in("external_row", slice(0, 2), [3, 1])), "ascend"),
-    "an external row too far": (several(set_count(n_external=1), set_in("external_row", 0, 9)), "external rows"),
-    "too many external rows": (set_count(n_external=10_000), "external states"),
-    "no external states": (set_count(n_external=1, external=None), "external states"),
-    "narrow external states": (set_count(n_external=1, external=np.zeros((2, 63), np.float32)), "external states"),
-    "wide external numbers": (set_count(n_external=1, external=np.zeros((2, 64))), "external states"),
-    "few external states": (set_count(n_external=3), "external states"),
-    "logits of another vocabulary": (set_count(out_logits=np.zeros((64, 63), np.float32)), "63 logit columns"),
-    "alternatives of another program": (set_count(out_top_ids=np.zeros((64, 3), np.int32)), "3 alternatives"),
-}
-
-
-@pytest.mark.parametrize("case", STEPS, ids=str)
-def test_steps(cpu: Any, case: str) -> None:
-    """An impossible step is refused as a whole, and the program goes on as if it had not been asked."""
-    change, reason = STEPS[case]
-    bench = Bench(cpu, everything(cpu.info))
-    for at, spec in enumerate(bench.program.weights):
-        values = np.ones((spec.n, spec.k), np.float32) / 64
-        bench.vector(at, values[:, 0]) if spec.kind == "vector" else bench.matrix(at, values)
-
-    def good() -> Any:
-        spans = [Span(5, 0, [1, 2, 3, 4, 5], (2,), logits=(4,)), Span(4, 0, [6, 7, 8, 9], (1,), logits=(3,), slot=3)]
-        step = fill_step(bench.step, spans, (1, 2))
-        step.external = np.zeros((2, 64), np.float32)
-        return step
-
-    before = bench.submit(good()).out_logits[:2].copy()
-    assert np.isfinite(before).all()
-    kept = {name: getattr(bench.step, name) for name in ("out_logits", "out_top_ids")}
-    step = good()
-    if case == "a drawing slot too far":
-        step.sample["slot"][1] = 8
-    else:
-        change(step)
-    with pytest.raises(DeviceError, match=reason if cpu.info.name == "cpu" else None):
-        cpu_submit(bench, step)
-    for name, array in kept.items():
-        setattr(step, name, array)
-    np.testing.assert_array_equal(bench.submit(good()).out_logits[:2], before)
-    bench.close()
-
-
-def cpu_submit(bench: Bench, step: Any) -> None:
-    """Submits and waits: a device with steps in flight may say no at either."""
-    bench.executable.wait(bench.executable.submit(step))
-
-
-def test_steps_made_for_a_larger_program(cpu: Any) -> None:
-    """Arrays with room for more do not make a program take more."""
-    bench = Bench(cpu, everything(cpu.info))
-    step = Step(Limits(128, 32, 8, bench.program.limits.max_logprobs), 8, vocab_size=64)
-    with pytest.raises(DeviceError):
-        bench.submit(fill_step(step, [Span(65, blocks=(0, 1, 2))]))
-    with pytest.raises(DeviceError):
-        bench.submit(fill_step(step, [Span(1, blocks=(0,))] * 5))
-    bench.submit(fill_step(step, [Span(64, blocks=(0, 1), logits=range(64))]))
-    bench.close()
-
-
-def test_programs_without_a_cache(cpu: Any) -> None:
-    """There are no blocks to clear."""
-    maker = Maker(cpu.info)
-    x = maker.slot(32)
-    maker.op("scale", (x,), (x,), factor=2)
-    bench = Bench(cpu, maker)
-    with pytest.raises(DeviceError, match="cleared block"):
-        bench.run(Span(3), clear=(0,))
-    bench.put(x, np.ones((3, 32)))
-    bench.run(Span(3))
-    assert (bench.get(x, 3) == 2).all()
-    bench.close()
-
-
-def test_blocks_that_are_not_there(cpu: Any) -> None:
-    """kv_read and kv_write know their blocks and their size."""
-    executable = cpu.create(everything(cpu.info).program())
-    (data,) = executable.kv_read([3])
-    for blocks in ([4], [-1], [0, 77]):
-        with pytest.raises(DeviceError):
-            executable.kv_read(blocks)
-        with pytest.raises(DeviceError):
-            executable.kv_write(blocks, [data] * len(blocks))
-    with pytest.raises(DeviceError):
-        executable.kv_write([0], [data[:-1]])
-    with pytest.raises(DeviceError):
-        executable.kv_write([0, 1], [data])
-    executable.close()
-
-
-def test_activations_that_are_not_there(cpu: Any) -> None:
-    """Test access refuses slots and rows that the program lacks."""
-    bench = Bench(cpu, everything(cpu.info))
-    with pytest.raises(DeviceError):
-        bench.executable.slot_read(X, 65)
-    with pytest.raises(DeviceError):
-        bench.executable.slot_write(X, 65, np.zeros((65, 64), np.float32))
-    bench.close()
-
-
-# ---- the life of devices and programs --------------------------------------------------------------------------------
-
-
-def test_two_programs_on_one_device(cpu: Any) -> None:
-    """Each has its own weights, caches, activations and slots; steps may alternate."""
-    rng = np.random.default_rng(0)
-    benches, expected = [], []
-    for _ in range(2):
-        maker = Maker(cpu.info)
-        x, y = maker.slot(64), maker.slot(32)
-        maker.op("linear", (x,), (y,), (maker.matrix(32, 64),))
-        bench = Bench(cpu, maker)
-        w = rng.standard_normal((32, 64)).astype(np.float32)
-        bench.matrix(0, w)
-        values = rng.standard_normal((7, 64)).astype(np.float32)
-        bench.put(x, values)
-        benches.append(bench)
-        expected.append(values.astype(np.float64) @ w.T)
-    for _ in range(3):
-        for bench in benches:
-            bench.run(Span(7))
-    for bench, want in zip(benches, expected, strict=True):
-        np.testing.assert_allclose(bench.get(1, 7), want, atol=1e-4)
-    benches[0].close()
-    benches[1].run(Span(7))
-    benches[1].close()
-
-
-def test_closed_programs_and_devices(cpu: Any) -> None:
-    """Closing twice is harmless; what is closed answers with an error."""
-    device = open_device("cpu", threads=2)
-    bench = Bench(device, everything(device.info))
-    other = Bench(device, everything(device.info))
-    bench.close()
-    bench.close()
-    calls: list[Callable[[], object]] = [
-        lambda: bench.run(Span(1, blocks=(0,))),
-        lambda: bench.executable.kv_read([0]),
-        lambda: bench.put(X, np.zeros((1, 64))),
-        lambda: bench.vector(NORM, np.zeros(64)),
-    ]
-    for call in calls:
-        with pytest.raises(DeviceError, match="closed"):
-            call()
-    device.close()
-    device.close()
-    with pytest.raises(DeviceError, match="closed"):
-        device.create(everything(device.info).program())
-    with pytest.raises(DeviceError, match="closed"):
-        other.run(Span(1, blocks=(0,)))
-    other.close()
-
-
-def test_devices_that_cannot_be_opened() -> None:
-    """Names, tiers and numbers of threads that make no sense."""
-    for name, options, reason in (
-        ("cpu:1", {}, "no number"),
-        ("cpu", {"isa": "mmx"}, "unknown tier 'mmx'"),
-        ("cpu", {"threads": 0}, "threads=0"),
-        ("cpu", {"threads": 1025}, "threads=1025"),
-        ("tpu", {}, "unknown"),
-    ):
-        with pytest.raises(DeviceError, match=reason):
-            open_device(name, **options)  # type: ignore[arg-type]

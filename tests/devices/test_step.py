@@ -27,7 +27,9 @@ TABLE = rounded(3 * np.random.default_rng(0).standard_normal((VOCAB, H)), "bf16"
 
 def make(info: Any, cache: Any = "f32") -> Maker:
     """The model; slot 0 is the hidden state, slot 1 the attention's output."""
-    maker = Maker(info, tokens=128, tail_rows=4, seqs=SLOTS, vocab=VOCAB, hidden=H, kv=KvSpec(1, 1, H, cache, BLOCK, BLOCKS))
+    maker = Maker(
+        info, tokens=128, tail_rows=4, seqs=SLOTS, vocab=VOCAB, hidden=H, kv=KvSpec(1, 1, H, cache, BLOCK, BLOCKS)
+    )
     cols = maker.pad_head(H)
     x, y, logits = maker.slot(cols), maker.slot(cols), maker.slot(cols, rows="R")
     maker.op("embed", (), (x,), (maker.matrix(VOCAB, H, "bf16", kind="table", group=H),), scale=2.0)
@@ -84,7 +86,10 @@ def test_several_logit_rows_of_several_sequences(device: Any) -> None:
     a, b = tokens_of(9, 1), tokens_of(11, 2)
     with models(device) as benches:
         for bench in benches:
-            spans = [Span(9, tokens=a, blocks=(1,), logits=(8, 0, 3)), Span(11, tokens=b, blocks=(0,), logits=(10, 9, 8, 7, 0))]
+            spans = [
+                Span(9, tokens=a, blocks=(1,), logits=(8, 0, 3)),
+                Span(11, tokens=b, blocks=(0,), logits=(10, 9, 8, 7, 0)),
+            ]
             got = forward(bench, *spans, clear=(0, 1))
             expected = np.concatenate([alone(bench, a)[[8, 0, 3]], alone(bench, b)[[10, 9, 8, 7, 0]]])
             np.testing.assert_array_equal(got, expected)
@@ -141,7 +146,9 @@ def test_blocks_move_to_the_host_and_back(device: Any) -> None:
                 forward(bench, Span(1, tokens=tokens[:1], blocks=(2,)), clear=(2, 3))
                 bench.executable.kv_write([6, 5], saved)
                 assert bench.executable.kv_read([6, 5]) == saved
-                np.testing.assert_array_equal(forward(bench, Span(5, 45, tokens[45:], (6, 5), logits=range(5))), expected)
+                np.testing.assert_array_equal(
+                    forward(bench, Span(5, 45, tokens[45:], (6, 5), logits=range(5))), expected
+                )
 
 
 def test_tokens_that_stay_on_the_device(device: Any) -> None:
@@ -149,13 +156,18 @@ def test_tokens_that_stay_on_the_device(device: Any) -> None:
     first, second = tokens_of(6, 9), tokens_of(3, 10)
     with models(device) as benches:
         for bench in benches:
-            spans = [Span(6, tokens=first, blocks=(0,), logits=(2, 5), slot=15), Span(3, tokens=second, blocks=(1,), logits=(2,), slot=0)]
+            spans = [
+                Span(6, tokens=first, blocks=(0,), logits=(2, 5), slot=15),
+                Span(3, tokens=second, blocks=(1,), logits=(2,), slot=0),
+            ]
             step = bench.run(*spans, clear=(0, 1))
             drawn = step.out_token[:3].tolist()
             assert drawn[1:] == [alone(bench, first)[5].argmax(), alone(bench, second)[2].argmax()]
             spans = [Span(1, 3, [-1], (1,), logits=(0,), slot=0), Span(1, 6, [-16], (0,), logits=(0,), slot=15)]
             got = forward(bench, *spans)
-            np.testing.assert_array_equal(got, [alone(bench, [*second, drawn[2]])[3], alone(bench, [*first, drawn[1]])[6]])
+            np.testing.assert_array_equal(
+                got, [alone(bench, [*second, drawn[2]])[3], alone(bench, [*first, drawn[1]])[6]]
+            )
 
 
 def test_slots_keep_their_token(device: Any) -> None:

@@ -26,13 +26,17 @@ def normal(seed: int, *shape: int, dtype: str = "f32") -> Array:
 
 def same_bits(got: Array, expected: Array) -> None:
     """Equal as bits: -0 is not 0."""
-    np.testing.assert_array_equal(np.asarray(got, np.float32).view(np.uint32), np.asarray(expected, np.float32).view(np.uint32))
+    np.testing.assert_array_equal(
+        np.asarray(got, np.float32).view(np.uint32), np.asarray(expected, np.float32).view(np.uint32)
+    )
 
 
 def test_fma_of_the_twin() -> None:
-    """No fp32 number is nearer to the exact result, also where the sum in double precision lies half-way by rounding."""
+    """No fp32 number is nearer to the exact result, also where double precision makes it a tie."""
     rng = np.random.default_rng(0)
-    a, b, c = (rng.standard_normal(300).astype(np.float32) * np.float32(2.0) ** rng.integers(-40, 3, 300) for _ in range(3))
+    a, b, c = (
+        rng.standard_normal(300).astype(np.float32) * np.float32(2.0) ** rng.integers(-40, 3, 300) for _ in range(3)
+    )
     for x, y, z in zip(a, b, c, strict=True):
         want, got = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)), exact.fma(x, y, z)
         distance = abs(Fraction(float(got)) - want)
@@ -83,7 +87,12 @@ def test_products(tier: str, opened: Opened, dtype: str, shape: str) -> None:
 def test_epilogue(tier: str, opened: Opened, act: str, out: str) -> None:
     """Bias, activation, gate, residual, one rounding: in this order."""
     rows, n, k = 19, 32, 64
-    x, w, b, residual = normal(3, rows, k, dtype="bf16"), normal(4, 2 * n, k, dtype="bf16"), normal(5, 2 * n), normal(6, rows, n)
+    x, w, b, residual = (
+        normal(3, rows, k, dtype="bf16"),
+        normal(4, 2 * n, k, dtype="bf16"),
+        normal(5, 2 * n),
+        normal(6, rows, n),
+    )
     device = opened(tier)
     maker = Maker(device.info)
     x_slot, y_slot, r_slot = maker.slot(k, "bf16"), maker.slot(n, out), maker.slot(n)
@@ -110,7 +119,9 @@ def test_activations(tier: str, opened: Opened, act: str) -> None:
     maker = Maker(device.info)
     x_slot, y_slot = maker.slot(1024), maker.slot(1024)
     maker.op("act", (x_slot,), (y_slot,), act=1 + list(exact.ACTIVATIONS).index(act))
-    x = np.concatenate([normal(7, 2, 1024), 20 * normal(8, 2, 1024), np.linspace(-80, 80, 1024, dtype=np.float32)[None]])
+    x = np.concatenate(
+        [normal(7, 2, 1024), 20 * normal(8, 2, 1024), np.linspace(-80, 80, 1024, dtype=np.float32)[None]]
+    )
     bench = Bench(device, maker)
     bench.put(x_slot, x)
     bench.run(Span(len(x)))
@@ -161,7 +172,11 @@ def test_head_norm_and_rotation(tier: str, opened: Opened, interleaved: bool, si
     table = np.concatenate([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
     device = opened(tier)
     maker = Maker(device.info)
-    x_slot, table_slot, weight = maker.slot(heads * maker.pad_head(size)), maker.slot(rotary), maker.vector(maker.pad_head(size))
+    x_slot, table_slot, weight = (
+        maker.slot(heads * maker.pad_head(size)),
+        maker.slot(rotary),
+        maker.vector(maker.pad_head(size)),
+    )
     maker.op("head_norm", (x_slot,), (x_slot,), (weight,), heads=heads, D=size, eps=1e-6)
     maker.op("rope", (x_slot, table_slot), (x_slot,), heads=heads, D=size, rotary=rotary, style=int(interleaved))
     bench = Bench(device, maker)
@@ -218,7 +233,10 @@ def test_attention(tier: str, opened: Opened, cache: str, case: str) -> None:
         at = length - last + row
         seen = range(max(0, at - window + 1) if window else 0, at + 1)
         for head in range(hq):
-            extra = {"slope": slopes[head] if options["slopes"] else None, "sink": sinks[head] if options["sinks"] else None}
+            extra = {
+                "slope": slopes[head] if options["slopes"] else None,
+                "sink": sinks[head] if options["sinks"] else None,
+            }
             want = exact.attention(q[at, head], k[:, 0], v[:, 0], seen, size**-0.5, cache, options["softcap"], **extra)
             same_bits(got[row, head], want)
     bench.close()

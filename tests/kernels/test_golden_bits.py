@@ -152,7 +152,12 @@ if WRITE:
 
 def test_inputs() -> None:
     """Integers make the same numbers everywhere."""
-    assert numbers(1, 4).tolist() == [-0.21574974060058594, -0.26424896717071533, -0.9345483779907227, 0.10693836212158203]
+    assert numbers(1, 4).tolist() == [
+        -0.21574974060058594,
+        -0.26424896717071533,
+        -0.9345483779907227,
+        0.10693836212158203,
+    ]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -194,7 +194,9 @@ def attention(
         for start in range(split, min(split + SPLIT, len(k)), STEP):
             here = [t - start for t in seen if start <= t < start + STEP]
             if here:
-                state = softmax_step(state, q, k[start : start + STEP], v[start : start + STEP], start, here, cache, softcap, slope)
+                state = softmax_step(
+                    state, q, k[start : start + STEP], v[start : start + STEP], start, here, cache, softcap, slope
+                )
         total = state if split == 0 else merged(total, state)
     _, length, out = total
     return (out / (length if length else F32(1)) + F32(0))[:size]

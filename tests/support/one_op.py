@@ -104,7 +104,7 @@ class Maker:
         return len(self.slots) - 1
 
     def matrix(self, n: int, k: int, dtype: Any = "f32", *, kind: Any = "linear", group: int = 0) -> int:
-        """A weight [n, k]; columns in groups of `group`, each padded like a head (0: one group, padded like columns)."""
+        """A weight [n, k]; columns in groups of `group`, each padded like a head (0: all padded like columns)."""
         padded = self.pad_head(group) if group else self.pad(k)
         return self._weight(kind, dtype, self.pad(n), k, group or k, padded)
 
@@ -170,8 +170,8 @@ class Maker:
 class Span:
     """Tokens [start, start + count) of one sequence in a step.
 
-    `tokens` are ids (None: zeros), `blocks` the sequence's block table, `logits` the rows (of the span) whose logits are
-    wanted, `positions` [rows, count] replace the running numbers, `slot` takes the token drawn for the last logit row.
+    `tokens` are ids (None: zeros), `blocks` the sequence's block table, `logits` the rows (of the span) whose logits
+    are wanted, `positions` [rows, count] replace the running numbers, `slot` takes the token of the last logit row.
     """
 
     count: int
