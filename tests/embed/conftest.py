@@ -41,13 +41,13 @@ def make_llm(device: str) -> Iterator[Callable[..., LLM]]:
 
 
 @pytest.fixture
-def run_python() -> Callable[[str], subprocess.CompletedProcess[str]]:
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a program in a fresh interpreter; it knows `GOLDEN` and `SMALL`."""
 
-    def run(code: str) -> subprocess.CompletedProcess[str]:
+    def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         head = f"GOLDEN = {str(GOLDEN)!r}\nSMALL = {SMALL!r}\n"
         return subprocess.run(
-            [sys.executable, "-P", "-c", head + code],  # -P: not the checkout
+            [sys.executable, "-P", "-c", head + code, *arguments],  # -P: not the checkout
             capture_output=True,
             text=True,
             timeout=100,
