@@ -1,7 +1,7 @@
 // The kernel table: everything a tier provides. A tier's table starts as its parent's and overrides entries.
 //
-// A kernel does the slice it is told to do. It never threads, allocates or calls the system; scratch comes from the caller.
-// All tiers give the same bits; docs/arithmetic.md is the specification.
+// A kernel does the slice it is told to do. It never threads, allocates or calls the system; scratch comes from the
+// caller. All tiers give the same bits; docs/arithmetic.md is the specification.
 #pragma once
 #include "layout.h"
 
@@ -15,76 +15,76 @@ struct Gemm {
     View x;
     const void* w;
     View y;
-    const float* bias;          // padded to N, or null
-    const float* residual;      // null, or the data of an fp32 activation with y's rows, cells and first (may be y itself)
+    const float* bias;      // padded to N, or null
+    const float* residual;  // null, or the data of an fp32 activation with y's rows, cells and first (may be y itself)
     View residual_view;
     int32_t k_cells;
     Act act;
     bool gated;
-    float* scratch;             // Gemm::scratch_floats() floats of this thread
-    static constexpr size_t scratch_floats() { return size_t{1} << 19; }   // 2 MiB
+    float* scratch;  // Gemm::scratch_floats() floats of this thread
+    static constexpr size_t scratch_floats() { return size_t{1} << 19; }  // 2 MiB
 };
 
 struct Norm {
-    View x, y;                  // x fp32; y fp32 or bf16
-    const float* weight;        // padded with zeros
-    const float* bias;          // layer norm only, or null
-    int32_t cols;               // columns that count
+    View x, y;            // x fp32; y fp32 or bf16
+    const float* weight;  // padded with zeros
+    const float* bias;    // layer norm only, or null
+    int32_t cols;         // columns that count
     float eps;
 };
 
 struct Embed {
-    View y;                     // fp32
-    const void* table;          // row-major [rows][row_stride], or the panels of a linear weight
+    View y;             // fp32
+    const void* table;  // row-major [rows][row_stride], or the panels of a linear weight
     DType dtype;
     bool panels;
-    int32_t k_cells;            // panels: cells over K;  row-major: row stride in cells
+    int32_t k_cells;  // panels: cells over K;  row-major: row stride in cells
     float scale;
 };
 
 // Per-head norm, rotation and the store into the KV cache. Heads are padded to a multiple of 32 columns.
 struct Rope {
-    View q, k, v;               // fp32, rotated in place; q or k may have data == null
-    View table;                 // fp32 [T, 2h]: cos | sin, or data == null: no rotation
-    const float* q_norm;        // [D] padded, or null
+    View q, k, v;         // fp32, rotated in place; q or k may have data == null
+    View table;           // fp32 [T, 2h]: cos | sin, or data == null: no rotation
+    const float* q_norm;  // [D] padded, or null
     const float* k_norm;
     float eps;
-    int32_t q_heads, kv_heads, head_size, padded_head, rotary;   // rotary = 2h
+    int32_t q_heads, kv_heads, head_size, padded_head, rotary;  // rotary = 2h
     bool interleaved;
 };
 
 struct KvWrite {
     KvLayout kv;
     int32_t layer;
-    const int32_t* block_of;    // [T] block id of each token of the step
-    const int32_t* offset_of;   // [T] its index in that block
+    const int32_t* block_of;   // [T] block id of each token of the step
+    const int32_t* offset_of;  // [T] its index in that block
 };
 
-// One attention task: query rows [row0, row1) of one sequence and KV head over one split of the cache. Row r of a sequence
-// is (token r / group, head r % group); group = q_heads / kv_heads.
+// One attention task: query rows [row0, row1) of one sequence and KV head over one split of the cache. Row r of a
+// sequence is (token r / group, head r % group); group = q_heads / kv_heads.
 struct Attention {
-    View q, y;                  // q fp32; y fp32 or bf16
+    View q, y;  // q fp32; y fp32 or bf16
     KvLayout kv;
-    const float* alibi;         // [Hq] slopes or null
-    const float* sinks;         // [Hq] or null
+    const float* alibi;  // [Hq] slopes or null
+    const float* sinks;  // [Hq] or null
     float scale, softcap;
     int32_t layer, q_heads, kv_heads, head_size, padded_head, window;
 };
 
 struct AttentionTask {
-    const int32_t* blocks;      // the sequence's block table
-    int32_t token0;             // first row of the sequence in the step
-    int32_t kv_base;            // cache index of that first token
+    const int32_t* blocks;  // the sequence's block table
+    int32_t token0;         // first row of the sequence in the step
+    int32_t kv_base;        // cache index of that first token
     int32_t kv_len;
     int32_t bidirectional;
     int32_t kv_head;
-    int32_t row0, row1;         // at most kMaxTileRows rows
-    int32_t split0, split1;     // splits of kSplit cache positions
-    float* partial;             // null: all splits, y is written; else where the partial of split0 goes (split1 = split0 + 1)
+    int32_t row0, row1;      // at most kMaxTileRows rows
+    int32_t split0, split1;  // splits of kSplit cache positions
+    float* partial;  // null: all splits, y is written; else where the partial of split0 goes (split1 = split0 + 1)
 };
 
-constexpr int kSoftmaxStep = 256;    // cache positions a softmax step, aligned to absolute positions
-constexpr int kSplit = 1024;         // cache positions a split, likewise
+constexpr int kSoftmaxStep = 256;  // cache positions a softmax step, aligned to absolute positions
+constexpr int kSplit = 1024;       // cache positions a split, likewise
 // A partial: O[32][padded head], then m[32], then l[32].
 constexpr size_t partial_floats(int padded_head) { return static_cast<size_t>(kMaxTileRows) * (padded_head + 2); }
 constexpr size_t attention_scratch_floats() { return 32 * (2 * kSoftmaxStep + 3 * kMaxHead + 64); }
@@ -97,11 +97,11 @@ struct KernelTable {
     void (*gemm_f16)(const Gemm&, int m0, int m1, int p0, int p1);
     void (*gemm_bf16)(const Gemm&, int m0, int m1, int p0, int p1);
 
-    // Packs panels from source rows: rows[n] points at k source elements (null: zeros) for n in [32 * p0, 32 * p1); each group of
-    // k_group elements is padded to k_group_padded. dst is the start of the whole weight. src/dst: any pair that loses nothing or
-    // rounds to nearest even.
-    void (*pack)(void* dst, DType dst_type, const void* const* rows, DType src_type, int k, int k_group, int k_group_padded,
-                 int p0, int p1);
+    // Packs panels from source rows: rows[n] points at k source elements (null: zeros) for n in [32 * p0, 32 * p1);
+    // each group of k_group elements is padded to k_group_padded. dst is the start of the whole weight. src/dst: any
+    // pair that loses nothing or rounds to nearest even.
+    void (*pack)(void* dst, DType dst_type, const void* const* rows, DType src_type, int k, int k_group,
+                 int k_group_padded, int p0, int p1);
     void (*convert)(void* dst, DType dst_type, const void* src, DType src_type, size_t n);
 
     void (*rms_norm)(const Norm&, int m0, int m1);
@@ -124,13 +124,15 @@ struct KernelTable {
     void (*attention_merge)(const Attention&, const AttentionTask&, const float* partials, int splits);
 
     // Sampling over a contiguous row.
-    float (*max)(const float* x, int n);                       // NaN if any NaN
-    double (*sum_exp)(const float* x, int n, float max);       // sum of exp(x - max)
-    void (*exp_shifted)(float* y, const float* x, int n, float max, float inv_temperature);   // exp((x - max) * inv_temperature)
+    float (*max)(const float* x, int n);                  // NaN if any NaN
+    double (*sum_exp)(const float* x, int n, float max);  // sum of exp(x - max)
+    void (*exp_shifted)(float* y, const float* x, int n, float max,
+                        float inv_temperature);  // exp((x - max) * inv_temperature)
 
     // Touches every byte once; the benchmark's read loop.
     int64_t (*read_sum)(const void* p, size_t bytes);
-    // Register-only matrix products of the tier; returns the operations done in `rounds`. Null where there is no matrix unit.
+    // Register-only matrix products of the tier; returns the operations done in `rounds`. Null where there is no matrix
+    // unit.
     double (*matrix_peak)(int64_t rounds);
     // Leaves the thread's matrix state clean at the end of a program. Null where there is none.
     void (*release)();

@@ -1,6 +1,7 @@
 // How activations, weights and KV blocks lie in memory. Everything is made of 32 x 32 cells.
 //
-// Activation [rows, cols]: cells of up to 32 rows x 32 columns, row-major inside a cell, cells of one row band adjacent:
+// Activation [rows, cols]: cells of up to 32 rows x 32 columns, row-major inside a cell, cells of one row band
+// adjacent:
 //   [ceil(rows / R)][cols / 32][R][32]   with R = min(rows, 32)
 // One token is one contiguous row; 32 or more tokens are the tile pairs that a matrix unit loads without a stride.
 //
@@ -8,7 +9,8 @@
 //   fp32        [N/32][K/32][32 k][32 n]
 //   fp16, bf16  [N/32][K/32][2 halves of n][16 k pairs][16 n][2 k]   (one half of a cell is one AMX tile, 1 KiB)
 //
-// KV block of T tokens for one layer and one head: K then V, both as such panels, so attention is the same product twice:
+// KV block of T tokens for one layer and one head: K then V, both as such panels, so attention is the same product
+// twice:
 //   K: n = token, k = head column   [T/32][D/32] cells        V: n = head column, k = token   [T/32][D/32] cells
 #pragma once
 #include <cstddef>
@@ -16,10 +18,10 @@
 
 namespace di {
 
-constexpr int kCell = 32;                       // rows and columns of a cell
-constexpr int kCellSize = kCell * kCell;        // elements of a full cell
-constexpr int kMaxHead = 256;                   // largest padded head size
-constexpr int kMaxTileRows = 32;                // rows of a query tile in attention
+constexpr int kCell = 32;                 // rows and columns of a cell
+constexpr int kCellSize = kCell * kCell;  // elements of a full cell
+constexpr int kMaxHead = 256;             // largest padded head size
+constexpr int kMaxTileRows = 32;          // rows of a query tile in attention
 
 using bf16 = uint16_t;
 using f16 = uint16_t;
@@ -32,22 +34,26 @@ constexpr int round_up(int x, int to) { return (x + to - 1) / to * to; }
 // K is summed in segments of at most 64 cells (2048 columns) whose borders depend on K alone; see docs/arithmetic.md.
 constexpr int kSegmentCells = 64;
 constexpr int segments(int cells) { return cells <= kSegmentCells ? 1 : (cells + kSegmentCells - 1) / kSegmentCells; }
-constexpr int segment_begin(int cells, int s) { return static_cast<int>(static_cast<int64_t>(cells) * s / segments(cells)); }
+constexpr int segment_begin(int cells, int s) {
+    return static_cast<int>(static_cast<int64_t>(cells) * s / segments(cells));
+}
 
 // A column range of an activation. `cells` counts the parent's cells a row band, `first` is the range's first cell.
 struct View {
     void* data;
     int32_t rows;
-    int32_t cols;    // padded columns of this range
+    int32_t cols;  // padded columns of this range
     int32_t cells;
     int32_t first;
     DType dtype;
 
     int band() const { return rows < kCell ? rows : kCell; }
     // Element 0 of row m; column c is at row(m)[(c / 32) * step() + c % 32].
-    template <class T> T* row(int m) const {
+    template <class T>
+    T* row(int m) const {
         const int r = band();
-        return static_cast<T*>(data) + (static_cast<size_t>(m / r) * cells + first) * r * kCell + static_cast<size_t>(m % r) * kCell;
+        return static_cast<T*>(data) + (static_cast<size_t>(m / r) * cells + first) * r * kCell +
+               static_cast<size_t>(m % r) * kCell;
     }
     // Elements from one 32-column chunk of a row to the next.
     size_t step() const { return static_cast<size_t>(band()) * kCell; }
@@ -56,7 +62,7 @@ struct View {
 // Byte sizes and offsets of the KV pool: [block][layer][head][K | V].
 struct KvLayout {
     uint8_t* pool;
-    int32_t layers, heads, head_size, block_tokens;   // head_size is padded
+    int32_t layers, heads, head_size, block_tokens;  // head_size is padded
     DType dtype;
 
     size_t half_bytes() const { return static_cast<size_t>(block_tokens) * head_size * size_of(dtype); }
@@ -71,7 +77,8 @@ struct KvLayout {
 
 // Element index of (n, k) in a panel run of `cells` cells.
 constexpr size_t panel_index_f32(int cells, int n, int k) {
-    return (static_cast<size_t>(n / kCell) * cells + k / kCell) * kCellSize + static_cast<size_t>(k % kCell) * kCell + n % kCell;
+    return (static_cast<size_t>(n / kCell) * cells + k / kCell) * kCellSize + static_cast<size_t>(k % kCell) * kCell +
+           n % kCell;
 }
 constexpr size_t panel_index_16(int cells, int n, int k) {
     return (static_cast<size_t>(n / kCell) * cells + k / kCell) * kCellSize +

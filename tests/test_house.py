@@ -120,7 +120,7 @@ def test_every_room_says_how_to_add_to_it() -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 tiers")
 def test_tier_objects_leak_nothing(tmp_path: Path) -> None:
-    """A tier's object exports its table alone: a shared inline function could carry its instructions to old processors."""
+    """A tier exports its table alone: a shared inline function could carry its instructions to old processors."""
     compiler, nm = shutil.which("g++"), shutil.which("nm")
     if not compiler or not nm:
         pytest.skip("needs g++ and nm")

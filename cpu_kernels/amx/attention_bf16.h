@@ -42,7 +42,7 @@ class AmxTiles {
 
   private:
     static constexpr int kTileRows = 16;
-    static constexpr int kTile = kCellSize / 2;   // elements
+    static constexpr int kTile = kCellSize / 2;  // elements
     static constexpr long kScoreBytes = kScoreStride * sizeof(float);
 
     static DI_INLINE void prefetch(const bf16* cell) {
@@ -65,7 +65,8 @@ class AmxTiles {
     }
 
     // Sums of 32 columns += x[rows, 32] · cell
-    template <bool kWide> static DI_INLINE void multiply_cell(const bf16* x, const bf16* cell) {
+    template <bool kWide>
+    static DI_INLINE void multiply_cell(const bf16* x, const bf16* cell) {
         tile_load<0>(x);
         load_once<kWide, 2>(cell);
         tile_multiply_bf16<4, 0, 2>();
@@ -78,7 +79,8 @@ class AmxTiles {
         }
     }
 
-    template <bool kWide, int kTile> static DI_INLINE void load_once(const bf16* p) {
+    template <bool kWide, int kTile>
+    static DI_INLINE void load_once(const bf16* p) {
         if (kWide) {
             tile_load_stream<kTile>(p);
         } else {
@@ -128,19 +130,23 @@ class AmxTiles {
     }
 
     // Two tiles side by side: 32 columns of up to 16 rows.
-    template <int kFirst> static DI_INLINE void load_row(const float* p, long row_bytes) {
+    template <int kFirst>
+    static DI_INLINE void load_row(const float* p, long row_bytes) {
         tile_load<kFirst>(p, row_bytes);
         tile_load<kFirst + 1>(p + 16, row_bytes);
     }
-    template <int kFirst> static DI_INLINE void store_row(float* p, long row_bytes) {
+    template <int kFirst>
+    static DI_INLINE void store_row(float* p, long row_bytes) {
         tile_store<kFirst>(p, row_bytes);
         tile_store<kFirst + 1>(p + 16, row_bytes);
     }
-    template <bool kWide> static DI_INLINE void load_sums(const float* p, long row_bytes, int stride) {
+    template <bool kWide>
+    static DI_INLINE void load_sums(const float* p, long row_bytes, int stride) {
         load_row<4>(p, row_bytes);
         if (kWide) load_row<6>(p + kTileRows * stride, row_bytes);
     }
-    template <bool kWide> static DI_INLINE void store_sums(float* p, long row_bytes) {
+    template <bool kWide>
+    static DI_INLINE void store_sums(float* p, long row_bytes) {
         store_row<4>(p, row_bytes);
         if (kWide) store_row<6>(p + kTileRows * (row_bytes / static_cast<long>(sizeof(float))), row_bytes);
     }

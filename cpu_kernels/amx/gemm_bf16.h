@@ -6,11 +6,11 @@
 namespace di {
 namespace {
 
-constexpr int kBlockCells = 20;          // cells of K in a block: 40 KiB of one panel stay in L1
-constexpr int kGroupPanels = 16;         // panels of a group: they share the rows' block in L2
-constexpr int kChunkBands = 16;          // bands of 32 rows of a chunk
+constexpr int kBlockCells = 20;   // cells of K in a block: 40 KiB of one panel stay in L1
+constexpr int kGroupPanels = 16;  // panels of a group: they share the rows' block in L2
+constexpr int kChunkBands = 16;   // bands of 32 rows of a chunk
 constexpr size_t kCellBytes = kCellSize * sizeof(bf16);
-constexpr size_t kStreamAhead = 1024;    // bytes between a panel's prefetch and its use
+constexpr size_t kStreamAhead = 1024;  // bytes between a panel's prefetch and its use
 constexpr long kSumStride = kCell * sizeof(float);
 
 static_assert(2 * kGroupPanels * kChunkBands * kCellSize <= Gemm::scratch_floats());
@@ -30,13 +30,15 @@ DI_INLINE void add_sums(float* to, const float* from, int rows) {
     for (int i = 0; i < rows * kCell; i += 16) (Vec::load(from + i) + Vec::load(to + i)).store(to + i);
 }
 
-template <int kLow, int kHigh> DI_INLINE void store_sums(float* sums) {
+template <int kLow, int kHigh>
+DI_INLINE void store_sums(float* sums) {
     tile_store<kLow>(sums, kSumStride);
     tile_store<kHigh>(sums + 16, kSumStride);
 }
 
 // A cell of a panel against the rows in tile 0 (and tile 1): sums in the tiles kSum, kSum + 1 (and 6, 7).
-template <int kSum, bool kTwo> DI_INLINE void multiply_cell(const char* cell) {
+template <int kSum, bool kTwo>
+DI_INLINE void multiply_cell(const char* cell) {
     tile_load<2>(cell);
     tile_multiply_bf16<kSum, 0, 2>();
     tile_load<3>(cell + kTileBytes);
@@ -52,7 +54,8 @@ DI_INLINE void prefetch_cell(const char* cell) {
 }
 
 // Up to 16 rows against kPanels (1 or 2) panels: two streams from memory fill the line buffers better than one.
-template <int kPanels> DI_INLINE void stream_16(const Gemm& g, int m, int rows, const int* p) {
+template <int kPanels>
+DI_INLINE void stream_16(const Gemm& g, int m, int rows, const int* p) {
     alignas(64) float sums[2][16 * kCell], part[2][16 * kCell];
     const bf16* x = g.x.row<const bf16>(m);
     const char* panel[2] = {panel_of(g, p[0]), panel_of(g, p[kPanels - 1])};
@@ -64,7 +67,7 @@ template <int kPanels> DI_INLINE void stream_16(const Gemm& g, int m, int rows, 
             multiply_cell<4, false>(panel[0] + c * kCellBytes);
             if (kPanels == 2) multiply_cell<6, false>(panel[1] + c * kCellBytes);
         }
-        float(*to)[16 * kCell] = s == 0 ? sums : part;
+        float (*to)[16 * kCell] = s == 0 ? sums : part;
         store_sums<4, 5>(to[0]);
         if (kPanels == 2) store_sums<6, 7>(to[1]);
         for (int i = 0; s > 0 && i < kPanels; ++i) add_sums(sums[i], part[i], rows);
@@ -102,7 +105,7 @@ DI_INLINE void gemm_stream(const Gemm& g, int m, int rows, int p0, int p1) {
         return;
     }
     configure_tiles(rows, rows);
-    const int half = (p1 - p0) / 2;   // each stream is contiguous, so that prefetching never jumps
+    const int half = (p1 - p0) / 2;  // each stream is contiguous, so that prefetching never jumps
     for (int i = 0; i < half; ++i) {
         const int pair[2] = {p0 + i, p0 + half + i};
         stream_16<2>(g, m, rows, pair);
@@ -116,7 +119,8 @@ struct Lines {
     const char* at;
     const char* end;
 
-    template <int kWrite, int kLocality> DI_INLINE void fetch(int n) {
+    template <int kWrite, int kLocality>
+    DI_INLINE void fetch(int n) {
         for (; n > 0 && at < end; --n, at += 64) __builtin_prefetch(at, kWrite, kLocality);
     }
     // Lines a step, to be done in n steps.
@@ -128,10 +132,11 @@ struct Block {
     const char* x;
     const char* w;
     int cells;
-    const float* from;   // running sums as four tiles, or null: start at zero
+    const float* from;  // running sums as four tiles, or null: start at zero
 };
 
-template <bool kTwo> DI_INLINE void run_block(const Block& b, Lines& next_w, int w_lines, Lines next_x, Lines out) {
+template <bool kTwo>
+DI_INLINE void run_block(const Block& b, Lines& next_w, int w_lines, Lines next_x, Lines out) {
     const int x_lines = next_x.share(b.cells), out_lines = out.share(b.cells);
     if (b.from) {
         tile_load_stream<4>(b.from), tile_load_stream<5>(b.from + 256);
@@ -163,9 +168,7 @@ struct Group {
     int m0, m1, q0, q1;
 
     int bands() const { return (m1 - m0 + kCell - 1) / kCell; }
-    float* acc(int p, int band) const {
-        return g.scratch + (static_cast<size_t>(p - q0) * bands() + band) * kCellSize;
-    }
+    float* acc(int p, int band) const { return g.scratch + (static_cast<size_t>(p - q0) * bands() + band) * kCellSize; }
     float* total(int p, int band) const { return acc(p, band) + kGroupPanels * kChunkBands * kCellSize; }
     const char* x(int band, int cell) const {
         return reinterpret_cast<const char*>(g.x.row<const bf16>(m0 + band * kCell)) + cell * kCellBytes;
@@ -190,11 +193,11 @@ struct Group {
         }
     }
 
-private:
+  private:
     // One block of K: cells [k0, k1), followed by [next0, next1).
     struct Step {
         int k0, k1, next0, next1, segment;
-        bool first, last, final;   // of the segment, of the segment, of K
+        bool first, last, final;  // of the segment, of the segment, of K
     };
 
     void set_next(Step& step) const {

@@ -7,7 +7,7 @@
 namespace di {
 namespace {
 
-constexpr long kTileStride = 64;        // bytes of a tile row
+constexpr long kTileStride = 64;  // bytes of a tile row
 constexpr size_t kTileBytes = 1024;
 
 struct alignas(64) TileConfig {
@@ -31,23 +31,30 @@ DI_INLINE void configure_tiles(int rows0, int rows1) {
 
 inline void release_tiles() { asm volatile("tilerelease" ::: "memory"); }
 
-template <int kTile> DI_INLINE void tile_zero() { asm volatile("tilezero %%tmm%c0" ::"i"(kTile)); }
+template <int kTile>
+DI_INLINE void tile_zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
 
-template <int kTile> DI_INLINE void tile_load(const void* p, long stride = kTileStride) {
+template <int kTile>
+DI_INLINE void tile_load(const void* p, long stride = kTileStride) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(kTile) : "memory");
 }
 
 // For an operand that is read once while another one should stay in L1.
-template <int kTile> DI_INLINE void tile_load_stream(const void* p, long stride = kTileStride) {
+template <int kTile>
+DI_INLINE void tile_load_stream(const void* p, long stride = kTileStride) {
     asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(kTile) : "memory");
 }
 
-template <int kTile> DI_INLINE void tile_store(void* p, long stride = kTileStride) {
+template <int kTile>
+DI_INLINE void tile_store(void* p, long stride = kTileStride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(kTile) : "memory");
 }
 
 // c += a · b in the order of docs/arithmetic.md: even and odd k in two chains, then one addition.
-template <int kC, int kA, int kB> DI_INLINE void tile_multiply_bf16() {
+template <int kC, int kA, int kB>
+DI_INLINE void tile_multiply_bf16() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
 }
 

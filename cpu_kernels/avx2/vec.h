@@ -9,7 +9,7 @@ namespace di {
 namespace {
 
 struct Vec {
-    static constexpr int kGemmRows = 2;   // rows of the product kernel: 8 chains and a weight pair in 16 registers
+    static constexpr int kGemmRows = 2;  // rows of the product kernel: 8 chains and a weight pair in 16 registers
     __m256 lo, hi;
 
     struct Mask {
@@ -84,7 +84,7 @@ struct Vec {
         return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
     }
 
-private:
+  private:
     static DI_INLINE __m256i load_bits(const uint16_t* p) {
         return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     }
@@ -123,7 +123,7 @@ DI_INLINE Vec operator-(Vec a) {
 DI_INLINE Vec fma(Vec a, Vec b, Vec c) {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
-DI_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }   // a > b ? a : b
+DI_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }  // a > b ? a : b
 DI_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
 DI_INLINE Vec abs(Vec a) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
@@ -140,7 +140,8 @@ DI_INLINE Vec pow2(Vec n) {
             _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t.hi), 23))};
 }
 
-template <int kPredicate> DI_INLINE Vec::Mask compare(Vec a, Vec b) {
+template <int kPredicate>
+DI_INLINE Vec::Mask compare(Vec a, Vec b) {
     return {_mm256_cmp_ps(a.lo, b.lo, kPredicate), _mm256_cmp_ps(a.hi, b.hi, kPredicate)};
 }
 DI_INLINE Vec::Mask less(Vec a, Vec b) { return compare<_CMP_LT_OQ>(a, b); }
@@ -150,9 +151,7 @@ DI_INLINE Vec::Mask is_nan(Vec a) { return compare<_CMP_UNORD_Q>(a, a); }
 DI_INLINE Vec::Mask operator&(Vec::Mask a, Vec::Mask b) {
     return {_mm256_and_ps(a.lo, b.lo), _mm256_and_ps(a.hi, b.hi)};
 }
-DI_INLINE Vec::Mask operator|(Vec::Mask a, Vec::Mask b) {
-    return {_mm256_or_ps(a.lo, b.lo), _mm256_or_ps(a.hi, b.hi)};
-}
+DI_INLINE Vec::Mask operator|(Vec::Mask a, Vec::Mask b) { return {_mm256_or_ps(a.lo, b.lo), _mm256_or_ps(a.hi, b.hi)}; }
 DI_INLINE Vec::Mask operator!(Vec::Mask a) {
     const __m256 ones = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
     return {_mm256_xor_ps(a.lo, ones), _mm256_xor_ps(a.hi, ones)};

@@ -14,7 +14,7 @@ namespace di {
 namespace {
 
 struct Vec {
-    static constexpr int kGemmRows = 8;   // rows of the product kernel: 16 chains and a weight pair in 32 registers
+    static constexpr int kGemmRows = 8;  // rows of the product kernel: 16 chains and a weight pair in 32 registers
     __m512 v;
 
     struct Mask {
@@ -76,7 +76,7 @@ struct Vec {
         return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
     }
 
-private:
+  private:
     // Round to nearest even; NaN stays NaN (quiet); a denormal becomes a signed zero.
     DI_INLINE __m256i to_bf16() const {
 #ifdef __AVX512BF16__
@@ -100,7 +100,7 @@ DI_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 DI_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 DI_INLINE Vec operator-(Vec a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))}; }
 DI_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-DI_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }   // a > b ? a : b
+DI_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }  // a > b ? a : b
 DI_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 DI_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
 DI_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }

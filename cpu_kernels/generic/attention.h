@@ -23,16 +23,15 @@ namespace di {
 namespace {
 
 constexpr int kStepGroups = kSoftmaxStep / kCell;
-constexpr int kScoreStride = kSoftmaxStep + 16;   // rows of scores a step apart would share their cache sets
+constexpr int kScoreStride = kSoftmaxStep + 16;  // rows of scores a step apart would share their cache sets
 
 // Softmax state of a tile: layout of a partial.
 struct SoftmaxState {
-    float* o;   // [32][padded head]
-    float* m;   // [32] largest score
-    float* l;   // [32] sum of exp(score - m)
+    float* o;  // [32][padded head]
+    float* m;  // [32] largest score
+    float* l;  // [32] sum of exp(score - m)
 
-    SoftmaxState(float* base, int padded_head)
-        : o(base), m(base + kMaxTileRows * padded_head), l(m + kMaxTileRows) {}
+    SoftmaxState(float* base, int padded_head) : o(base), m(base + kMaxTileRows * padded_head), l(m + kMaxTileRows) {}
 };
 
 // exp(m - to) where `to` is a maximum that m took part in: 1 where they are equal, also both -inf.
@@ -66,7 +65,8 @@ DI_INLINE void write_row(const Attention& a, const AttentionTask& t, int r, floa
     });
 }
 
-template <class Tiles> class AttentionTile {
+template <class Tiles>
+class AttentionTile {
     using Cache = typename Tiles::Cache;
     using Operand = typename Tiles::Operand;
 
@@ -99,7 +99,7 @@ template <class Tiles> class AttentionTile {
         const int width = a_.padded_head;
         const SoftmaxState total(states_, width), part(states_ + partial_floats(width), width);
         start(total, true);
-        bool apart = false;   // total holds a split, or the sink of an earlier one
+        bool apart = false;  // total holds a split, or the sink of an earlier one
         for (int i = t_.split0; i < t_.split1; ++i) {
             if (i * kSplit >= last_ || (i + 1) * kSplit <= first_) continue;
             apart |= a_.sinks && i > 0;
@@ -236,7 +236,7 @@ template <class Tiles> class AttentionTile {
             Vec top = hidden;
             for (int i = begin; i < end; i += 16) top = max(top, Vec::load(s + i));
             const float largest = top.reduce_max();
-            if (largest > state.m[r]) tops.v[r] = largest;   // a NaN shows in its p
+            if (largest > state.m[r]) tops.v[r] = largest;  // a NaN shows in its p
         }
         return tops;
     }
@@ -259,7 +259,7 @@ template <class Tiles> class AttentionTile {
         Operand* const p = p_ + r * kCell;
         const auto at = [&](unsigned i) { return p + i / 2 * kCellSize + i % 2 * 16; };
         for (int i = 2 * g0; i < begin; ++i) Tiles::put(at(i), Vec::zero());
-        const Vec m = Vec::set(top == -__builtin_inff() ? 0.0f : top);   // every score -inf: every p 0
+        const Vec m = Vec::set(top == -__builtin_inff() ? 0.0f : top);  // every score -inf: every p 0
         Vec sum = Vec::zero();
         for (int i = begin; i < end; ++i) {
             const Vec e = exp(Vec::load(s + i * 16) - m);

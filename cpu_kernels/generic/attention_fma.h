@@ -35,7 +35,8 @@ DI_INLINE void add_half_cell(Vec* acc, const float* x, const typename Cell::T* c
     for (int m = 0; m < R; ++m) acc[m] = acc[m] + (te[m] + to[m]);
 }
 
-template <class Cell> struct FmaTiles {
+template <class Cell>
+struct FmaTiles {
     using Cache = typename Cell::T;
     using Operand = float;
     static constexpr int kRows = Vec::kGemmRows;

@@ -23,7 +23,8 @@ struct Brains {
 };
 
 // Files give no alignment: elements pass through aligned blocks of 16.
-template <class To, class From> void convert_as(char* dst, const char* src, size_t n) {
+template <class To, class From>
+void convert_as(char* dst, const char* src, size_t n) {
     alignas(64) typename From::T from[16] = {};
     alignas(64) typename To::T to[16];
     for (; n >= 16; n -= 16, src += sizeof from, dst += sizeof to) {
@@ -36,11 +37,15 @@ template <class To, class From> void convert_as(char* dst, const char* src, size
     __builtin_memcpy(dst, to, n * sizeof to[0]);
 }
 
-template <class To> void convert_to(char* dst, const char* src, DType src_type, size_t n) {
+template <class To>
+void convert_to(char* dst, const char* src, DType src_type, size_t n) {
     switch (src_type) {
-        case DType::F16: return convert_as<To, Halves>(dst, src, n);
-        case DType::BF16: return convert_as<To, Brains>(dst, src, n);
-        default: return convert_as<To, Floats>(dst, src, n);
+        case DType::F16:
+            return convert_as<To, Halves>(dst, src, n);
+        case DType::BF16:
+            return convert_as<To, Brains>(dst, src, n);
+        default:
+            return convert_as<To, Floats>(dst, src, n);
     }
 }
 
@@ -53,9 +58,12 @@ void convert(void* dst, DType dst_type, const void* src, DType src_type, size_t 
         return;
     }
     switch (dst_type) {
-        case DType::F16: return convert_to<Halves>(to, from, src_type, n);
-        case DType::BF16: return convert_to<Brains>(to, from, src_type, n);
-        default: return convert_to<Floats>(to, from, src_type, n);
+        case DType::F16:
+            return convert_to<Halves>(to, from, src_type, n);
+        case DType::BF16:
+            return convert_to<Brains>(to, from, src_type, n);
+        default:
+            return convert_to<Floats>(to, from, src_type, n);
     }
 }
 
@@ -66,9 +74,7 @@ int64_t read_sum(const void* p, size_t bytes) {
     Line sum[4] = {};
     const char* at = static_cast<const char*>(p);
     for (const char* end = at + bytes / kBlock * kBlock; at < end; at += kBlock) {
-        for (size_t i = 0; i < kBlock / 64; ++i) {
-            sum[i % 4] += *reinterpret_cast<const Line*>(at + 64 * i);
-        }
+        for (size_t i = 0; i < kBlock / 64; ++i) { sum[i % 4] += *reinterpret_cast<const Line*>(at + 64 * i); }
     }
     uint64_t total = 0;
     for (int i = 0; i < 8; ++i) total += sum[0][i] + sum[1][i] + sum[2][i] + sum[3][i];

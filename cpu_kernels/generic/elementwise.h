@@ -7,7 +7,8 @@ namespace di {
 namespace {
 
 // y = f(a), f: Vec -> Vec
-template <class F> DI_INLINE void map_rows(const View& y, const View& a, int m0, int m1, F f) {
+template <class F>
+DI_INLINE void map_rows(const View& y, const View& a, int m0, int m1, F f) {
     by_type(y.dtype, [&](auto ty) {
         by_type(a.dtype, [&](auto ta) {
             for_bands(y, m0, m1, [&](int m, int n) {
@@ -22,7 +23,8 @@ template <class F> DI_INLINE void map_rows(const View& y, const View& a, int m0,
 }
 
 // y = f(a, b)
-template <class F> DI_INLINE void map_rows(const View& y, const View& a, const View& b, int m0, int m1, F f) {
+template <class F>
+DI_INLINE void map_rows(const View& y, const View& a, const View& b, int m0, int m1, F f) {
     by_type(y.dtype, [&](auto ty) {
         by_type(a.dtype, [&](auto ta) {
             by_type(b.dtype, [&](auto tb) {
@@ -45,10 +47,14 @@ inline void cast(const View& y, const View& a, int m0, int m1) {
 
 inline void act(const View& y, const View& a, Act kind, int m0, int m1) {
     switch (kind) {
-        case Act::Silu: return map_rows(y, a, m0, m1, [](Vec x) { return silu(x); });
-        case Act::GeluTanh: return map_rows(y, a, m0, m1, [](Vec x) { return gelu_tanh(x); });
-        case Act::GeluErf: return map_rows(y, a, m0, m1, [](Vec x) { return gelu_erf(x); });
-        case Act::None: return cast(y, a, m0, m1);
+        case Act::Silu:
+            return map_rows(y, a, m0, m1, [](Vec x) { return silu(x); });
+        case Act::GeluTanh:
+            return map_rows(y, a, m0, m1, [](Vec x) { return gelu_tanh(x); });
+        case Act::GeluErf:
+            return map_rows(y, a, m0, m1, [](Vec x) { return gelu_erf(x); });
+        case Act::None:
+            return cast(y, a, m0, m1);
     }
 }
 

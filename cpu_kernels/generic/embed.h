@@ -7,14 +7,18 @@ namespace {
 
 DI_INLINE Vec load16_as(DType t, const void* table, size_t i) {
     switch (t) {
-        case DType::F32: return Vec::load(static_cast<const float*>(table) + i);
-        case DType::F16: return Vec::load_f16(static_cast<const f16*>(table) + i);
-        default: return Vec::load_bf16(static_cast<const bf16*>(table) + i);
+        case DType::F32:
+            return Vec::load(static_cast<const float*>(table) + i);
+        case DType::F16:
+            return Vec::load_f16(static_cast<const f16*>(table) + i);
+        default:
+            return Vec::load_bf16(static_cast<const bf16*>(table) + i);
     }
 }
 
 // Columns [32 * cell, 32 * cell + 32) of row n of a panel run, contiguous.
-template <class T> DI_INLINE void gather_cell(T* to, const T* panels, int cells, int n, int cell) {
+template <class T>
+DI_INLINE void gather_cell(T* to, const T* panels, int cells, int n, int cell) {
     for (int k = 0; k < kCell; ++k) {
         const int column = cell * kCell + k;
         to[k] = panels[sizeof(T) == 4 ? panel_index_f32(cells, n, column) : panel_index_16(cells, n, column)];

@@ -9,24 +9,35 @@ namespace {
 
 DI_INLINE Vec activate(Act act, Vec x) {
     switch (act) {
-        case Act::Silu: return silu(x);
-        case Act::GeluTanh: return gelu_tanh(x);
-        case Act::GeluErf: return gelu_erf(x);
-        default: return x;
+        case Act::Silu:
+            return silu(x);
+        case Act::GeluTanh:
+            return gelu_tanh(x);
+        case Act::GeluErf:
+            return gelu_erf(x);
+        default:
+            return x;
     }
 }
 
-template <bool kValue> struct Flag { static constexpr bool value = kValue; };
-template <class F> DI_INLINE void with_flag(bool flag, F f) { flag ? f(Flag<true>{}) : f(Flag<false>{}); }
+template <bool kValue>
+struct Flag {
+    static constexpr bool value = kValue;
+};
+template <class F>
+DI_INLINE void with_flag(bool flag, F f) {
+    flag ? f(Flag<true>{}) : f(Flag<false>{});
+}
 
 DI_INLINE void put(float* y, Vec v) { v.store(y); }
 DI_INLINE void put(bf16* y, Vec v) { v.store_bf16(y); }
 
 // Rows of one band in 16 or 32 adjacent columns: y and the residual run with 32 elements a row.
-template <class Out> struct OutputRows {
+template <class Out>
+struct OutputRows {
     Out* y;
     const float* residual;
-    const float* bias;   // of the panel
+    const float* bias;  // of the panel
 
     OutputRows(const Gemm& g, int m, int p) {
         const int column = g.gated ? 16 * p : 32 * p;
@@ -41,7 +52,8 @@ template <class Out> struct OutputRows {
     }
 };
 
-template <class Out> DI_INLINE void finish_linear(const OutputRows<Out>& out, int rows, const float* sums) {
+template <class Out>
+DI_INLINE void finish_linear(const OutputRows<Out>& out, int rows, const float* sums) {
     with_flag(out.bias, [&](auto biased) {
         with_flag(out.residual, [&](auto added) {
             const Vec bias[2] = {biased.value ? Vec::load(out.bias) : Vec::zero(),
@@ -59,7 +71,8 @@ template <class Out> DI_INLINE void finish_linear(const OutputRows<Out>& out, in
     });
 }
 
-template <class Out> DI_INLINE void finish_gated(const OutputRows<Out>& out, Act act, int rows, const float* sums) {
+template <class Out>
+DI_INLINE void finish_gated(const OutputRows<Out>& out, Act act, int rows, const float* sums) {
     for (int r = 0; r < rows; ++r) {
         const size_t at = static_cast<size_t>(r) * kCell;
         Vec gate = Vec::load(sums + at), up = Vec::load(sums + at + 16);
@@ -73,7 +86,8 @@ template <class Out> DI_INLINE void finish_gated(const OutputRows<Out>& out, Act
     }
 }
 
-template <class Out> DI_INLINE void finish_activated(const OutputRows<Out>& out, Act act, int rows, const float* sums) {
+template <class Out>
+DI_INLINE void finish_activated(const OutputRows<Out>& out, Act act, int rows, const float* sums) {
     for (int r = 0; r < 2 * rows; ++r) {
         const size_t at = static_cast<size_t>(r) * 16;
         Vec v = Vec::load(sums + at);
@@ -85,7 +99,8 @@ template <class Out> DI_INLINE void finish_activated(const OutputRows<Out>& out,
 }
 
 // sums[rows][32] are the finished sums of rows [m, m + rows), all of one band, and panel p.
-template <class Out> DI_NOINLINE void finish_as(const Gemm& g, int m, int rows, int p, const float* sums) {
+template <class Out>
+DI_NOINLINE void finish_as(const Gemm& g, int m, int rows, int p, const float* sums) {
     const OutputRows<Out> out(g, m, p);
     if (g.gated) return finish_gated(out, g.act, rows, sums);
     if (g.act != Act::None) return finish_activated(out, g.act, rows, sums);

@@ -51,7 +51,7 @@ DI_INLINE void multiply_cell(const float* x, const typename Cell::T* cell, int h
             }
         }
         if (cold) {
-            constexpr size_t kAhead = kHalves == 2 ? 1024 : 4096;   // bytes; few rows need little beyond the hardware's
+            constexpr size_t kAhead = kHalves == 2 ? 1024 : 4096;  // bytes; few rows need little beyond the hardware's
             constexpr size_t kLineBytes = kHalves * 32 * sizeof(typename Cell::T);
             const char* ahead = reinterpret_cast<const char*>(cell) + kAhead + (16 * half / kHalves + r) * kLineBytes;
             for (size_t i = 0; i < kLineBytes; i += 64) __builtin_prefetch(ahead + i);
@@ -65,7 +65,7 @@ DI_INLINE void multiply_cell(const float* x, const typename Cell::T* cell, int h
 // sums[R][32] = x[R,K] · panelᵀ. `cold`: the panel comes from memory.
 template <class Cell, int R>
 DI_NOINLINE void multiply_rows(const Rows& rows, const typename Cell::T* panel, int cells, bool cold, float* sums) {
-    constexpr int kHalves = 2 * R <= Vec::kGemmRows ? 2 : 1;   // as many chains as there are registers
+    constexpr int kHalves = 2 * R <= Vec::kGemmRows ? 2 : 1;  // as many chains as there are registers
     const typename Cell::T* cell = panel;
     const float* x = rows.x;
     for (int s = 0; s < segments(cells); ++s) {
@@ -109,7 +109,8 @@ DI_INLINE void widen_rows(const Gemm& g, int m, int count, float* to) {
 }
 
 // Walks rows [m0, m1) in chunks that fit the scratch as fp32 (and so the L2 cache), each over all panels.
-template <class Cell, bool kWiden> DI_INLINE void gemm(const Gemm& g, int m0, int m1, int p0, int p1) {
+template <class Cell, bool kWiden>
+DI_INLINE void gemm(const Gemm& g, int m0, int m1, int p0, int p1) {
     const size_t row_floats = static_cast<size_t>(g.k_cells) * kCell;
     int fit = static_cast<int>(Gemm::scratch_floats() / row_floats);
     fit = fit >= kCell ? fit / kCell * kCell : fit > 0 ? fit : 1;

@@ -8,7 +8,7 @@ namespace {
 
 // Range reduction and polynomial of Cephes expf (S. L. Moshier); relative error about 1e-7 on [-87, 88].
 DI_INLINE Vec exp(Vec x) {
-    const Vec capped = min(Vec::set(88.0f), x);   // in this order a NaN stays one
+    const Vec capped = min(Vec::set(88.0f), x);  // in this order a NaN stays one
     const Vec n = rint(capped * Vec::set(1.44269504088896341f));
     Vec r = fma(n, Vec::set(-0.693359375f), capped);
     r = fma(n, Vec::set(2.12194440e-4f), r);
@@ -45,9 +45,7 @@ DI_INLINE Vec erf(Vec x) {
     return select(less(x, Vec::zero()), -y, y);
 }
 
-DI_INLINE Vec gelu_erf(Vec x) {
-    return Vec::set(0.5f) * x * (Vec::set(1.0f) + erf(x / Vec::set(1.41421356237f)));
-}
+DI_INLINE Vec gelu_erf(Vec x) { return Vec::set(0.5f) * x * (Vec::set(1.0f) + erf(x / Vec::set(1.41421356237f))); }
 
 }  // namespace
 }  // namespace di

@@ -8,7 +8,8 @@
 namespace di {
 namespace {
 
-template <class F> DI_INLINE PerRow map_per_row(const PerRow& a, F f) {
+template <class F>
+DI_INLINE PerRow map_per_row(const PerRow& a, F f) {
     PerRow r;
     f(Vec::load(a.v)).store(r.v);
     f(Vec::load(a.v + 16)).store(r.v + 16);
@@ -16,7 +17,8 @@ template <class F> DI_INLINE PerRow map_per_row(const PerRow& a, F f) {
 }
 
 // Per row: the sum over its columns of add(lanes, x, row, column of x's first lane).
-template <class F> DI_INLINE PerRow sum_rows(const View& x, int m, int n, F add) {
+template <class F>
+DI_INLINE PerRow sum_rows(const View& x, int m, int n, F add) {
     alignas(64) float lanes[kCell][16];
     for (int r = 0; r < n; ++r) Vec::zero().store(lanes[r]);
     const float* p = x.row<float>(m);
@@ -34,7 +36,8 @@ template <class F> DI_INLINE PerRow sum_rows(const View& x, int m, int n, F add)
 }
 
 // y = f(x, row, column of x's first lane)
-template <class F> DI_INLINE void write_rows(const View& y, const View& x, int m, int n, F f) {
+template <class F>
+DI_INLINE void write_rows(const View& y, const View& x, int m, int n, F f) {
     by_type(y.dtype, [&](auto ty) {
         auto* py = y.row<TypeOf<decltype(ty)>>(m);
         const float* px = x.row<float>(m);
@@ -55,9 +58,8 @@ inline void rms_norm(const Norm& a, int m0, int m1) {
     for_bands(a.x, m0, m1, [&](int m, int n) {
         const PerRow squares = sum_rows(a.x, m, n, [](Vec s, Vec x, int, int) { return fma(x, x, s); });
         const PerRow inverse = map_per_row(squares, [&](Vec s) { return inverse_root(s, a.cols, a.eps); });
-        write_rows(a.y, a.x, m, n, [&](Vec x, int r, int c) {
-            return x * Vec::set(inverse.v[r]) * Vec::load(a.weight + c);
-        });
+        write_rows(a.y, a.x, m, n,
+                   [&](Vec x, int r, int c) { return x * Vec::set(inverse.v[r]) * Vec::load(a.weight + c); });
     });
 }
 

@@ -16,12 +16,13 @@ DI_INLINE void transpose_16(Dword* to, size_t to_stride, const Dword* from, size
 }
 
 struct Source {
-    const void* const* rows;   // of the panel
+    const void* const* rows;  // of the panel
     DType type;
 };
 
 // 32 rows x `count` source columns from k, as a row-major cell of the destination's type with zeros to the right.
-template <size_t kSize> DI_INLINE void read_cell(char* cell, DType type, const Source& src, size_t k, int count) {
+template <size_t kSize>
+DI_INLINE void read_cell(char* cell, DType type, const Source& src, size_t k, int count) {
     for (int n = 0; n < kCell; ++n, cell += kCell * kSize) {
         const char* from = static_cast<const char*>(src.rows[n]);
         if (!from || count < kCell) __builtin_memset(cell, 0, kCell * kSize);

@@ -9,7 +9,7 @@ namespace {
 // NaN if any element is NaN; -inf for an empty row.
 inline float row_max(const float* x, int n) {
     const Vec lowest = Vec::set(-__builtin_inff());
-    Vec best[4] = {lowest, lowest, lowest, lowest};   // as many chains hide the latency
+    Vec best[4] = {lowest, lowest, lowest, lowest};  // as many chains hide the latency
     Vec nan = Vec::zero();
     int i = 0;
     for (; i + 64 <= n; i += 64) {

@@ -9,7 +9,7 @@ namespace {
 // A rotation as one formula for all columns: x' = fma(x, cos, partner · sin). The partner of column i is i ± h (halves)
 // or i ± 1 (interleaved pairs); sin carries the minus sign of a pair's first column.
 struct Rotation {
-    int columns;       // 2h
+    int columns;  // 2h
     bool interleaved;
     alignas(64) float cos[kMaxHead + 16];
     alignas(64) float sin[kMaxHead + 16];

@@ -6,13 +6,16 @@
 namespace di {
 namespace {
 
-template <class T> struct Type {
+template <class T>
+struct Type {
     using type = T;
 };
-template <class Tag> using TypeOf = typename Tag::type;
+template <class Tag>
+using TypeOf = typename Tag::type;
 
 // f(Type<float>) or f(Type<bf16>).
-template <class F> DI_INLINE void by_type(DType t, F f) {
+template <class F>
+DI_INLINE void by_type(DType t, F f) {
     if (t == DType::F32) {
         f(Type<float>{});
     } else {
@@ -31,7 +34,8 @@ struct alignas(64) PerRow {
 };
 
 // f(m, n) for the pieces [m, m + n) of rows [m0, m1) that lie in one band: there 32 columns of n rows are contiguous.
-template <class F> DI_INLINE void for_bands(const View& view, int m0, int m1, F f) {
+template <class F>
+DI_INLINE void for_bands(const View& view, int m0, int m1, F f) {
     const int band = view.band();
     for (int m = m0; m < m1;) {
         const int end = m / band * band + band, stop = end < m1 ? end : m1;

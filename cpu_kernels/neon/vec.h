@@ -9,18 +9,22 @@ namespace di {
 namespace {
 
 struct Vec {
-    static constexpr int kGemmRows = 2;   // rows of the product kernel: 16 chains and a weight pair in 32 registers
+    static constexpr int kGemmRows = 2;  // rows of the product kernel: 16 chains and a weight pair in 32 registers
     float32x4_t q[4];
 
     struct Mask {
         uint32x4_t q[4];
-        DI_INLINE bool any() const {
-            return vmaxvq_u32(vorrq_u32(vorrq_u32(q[0], q[1]), vorrq_u32(q[2], q[3]))) != 0;
-        }
+        DI_INLINE bool any() const { return vmaxvq_u32(vorrq_u32(vorrq_u32(q[0], q[1]), vorrq_u32(q[2], q[3]))) != 0; }
     };
 
-    template <class F> static DI_INLINE Vec each(F f) { return {{f(0), f(1), f(2), f(3)}}; }
-    template <class F> static DI_INLINE Mask test(F f) { return {{f(0), f(1), f(2), f(3)}}; }
+    template <class F>
+    static DI_INLINE Vec each(F f) {
+        return {{f(0), f(1), f(2), f(3)}};
+    }
+    template <class F>
+    static DI_INLINE Mask test(F f) {
+        return {{f(0), f(1), f(2), f(3)}};
+    }
 
     static DI_INLINE Vec zero() { return set(0.0f); }
     static DI_INLINE Vec set(float x) {
@@ -82,11 +86,11 @@ struct Vec {
         const float32x2_t c = vadd_f32(vget_low_f32(b), vget_high_f32(b));
         return vget_lane_f32(c, 0) + vget_lane_f32(c, 1);
     }
-    DI_INLINE float reduce_max() const {   // FMAX gives NaN for NaN
+    DI_INLINE float reduce_max() const {  // FMAX gives NaN for NaN
         return vmaxvq_f32(vmaxq_f32(vmaxq_f32(q[0], q[1]), vmaxq_f32(q[2], q[3])));
     }
 
-private:
+  private:
     static DI_INLINE uint32x4_t load_bits(const uint16_t* p) { return vreinterpretq_u32_u16(vld1q_u16(p)); }
     static DI_INLINE float32x4_t widen_f16(uint16x4_t h) { return vcvt_f32_f16(vreinterpret_f16_u16(h)); }
     // Round to nearest even; NaN stays NaN (quiet); a denormal becomes a signed zero.
@@ -99,35 +103,61 @@ private:
     }
 };
 
-DI_INLINE Vec operator+(Vec a, Vec b) { return Vec::each([&](int i) { return vaddq_f32(a.q[i], b.q[i]); }); }
-DI_INLINE Vec operator-(Vec a, Vec b) { return Vec::each([&](int i) { return vsubq_f32(a.q[i], b.q[i]); }); }
-DI_INLINE Vec operator*(Vec a, Vec b) { return Vec::each([&](int i) { return vmulq_f32(a.q[i], b.q[i]); }); }
-DI_INLINE Vec operator/(Vec a, Vec b) { return Vec::each([&](int i) { return vdivq_f32(a.q[i], b.q[i]); }); }
-DI_INLINE Vec operator-(Vec a) { return Vec::each([&](int i) { return vnegq_f32(a.q[i]); }); }
-DI_INLINE Vec fma(Vec a, Vec b, Vec c) { return Vec::each([&](int i) { return vfmaq_f32(c.q[i], a.q[i], b.q[i]); }); }
-DI_INLINE Vec abs(Vec a) { return Vec::each([&](int i) { return vabsq_f32(a.q[i]); }); }
-DI_INLINE Vec sqrt(Vec a) { return Vec::each([&](int i) { return vsqrtq_f32(a.q[i]); }); }
-DI_INLINE Vec rint(Vec a) { return Vec::each([&](int i) { return vrndnq_f32(a.q[i]); }); }
+DI_INLINE Vec operator+(Vec a, Vec b) {
+    return Vec::each([&](int i) { return vaddq_f32(a.q[i], b.q[i]); });
+}
+DI_INLINE Vec operator-(Vec a, Vec b) {
+    return Vec::each([&](int i) { return vsubq_f32(a.q[i], b.q[i]); });
+}
+DI_INLINE Vec operator*(Vec a, Vec b) {
+    return Vec::each([&](int i) { return vmulq_f32(a.q[i], b.q[i]); });
+}
+DI_INLINE Vec operator/(Vec a, Vec b) {
+    return Vec::each([&](int i) { return vdivq_f32(a.q[i], b.q[i]); });
+}
+DI_INLINE Vec operator-(Vec a) {
+    return Vec::each([&](int i) { return vnegq_f32(a.q[i]); });
+}
+DI_INLINE Vec fma(Vec a, Vec b, Vec c) {
+    return Vec::each([&](int i) { return vfmaq_f32(c.q[i], a.q[i], b.q[i]); });
+}
+DI_INLINE Vec abs(Vec a) {
+    return Vec::each([&](int i) { return vabsq_f32(a.q[i]); });
+}
+DI_INLINE Vec sqrt(Vec a) {
+    return Vec::each([&](int i) { return vsqrtq_f32(a.q[i]); });
+}
+DI_INLINE Vec rint(Vec a) {
+    return Vec::each([&](int i) { return vrndnq_f32(a.q[i]); });
+}
 DI_INLINE Vec pow2(Vec n) {
     const Vec t = n + Vec::set(0x1.8p23f + 127.0f);
     return Vec::each([&](int i) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(t.q[i]), 23)); });
 }
 
-DI_INLINE Vec::Mask less(Vec a, Vec b) { return Vec::test([&](int i) { return vcltq_f32(a.q[i], b.q[i]); }); }
-DI_INLINE Vec::Mask less_equal(Vec a, Vec b) { return Vec::test([&](int i) { return vcleq_f32(a.q[i], b.q[i]); }); }
-DI_INLINE Vec::Mask equal(Vec a, Vec b) { return Vec::test([&](int i) { return vceqq_f32(a.q[i], b.q[i]); }); }
+DI_INLINE Vec::Mask less(Vec a, Vec b) {
+    return Vec::test([&](int i) { return vcltq_f32(a.q[i], b.q[i]); });
+}
+DI_INLINE Vec::Mask less_equal(Vec a, Vec b) {
+    return Vec::test([&](int i) { return vcleq_f32(a.q[i], b.q[i]); });
+}
+DI_INLINE Vec::Mask equal(Vec a, Vec b) {
+    return Vec::test([&](int i) { return vceqq_f32(a.q[i], b.q[i]); });
+}
 DI_INLINE Vec::Mask operator&(Vec::Mask a, Vec::Mask b) {
     return Vec::test([&](int i) { return vandq_u32(a.q[i], b.q[i]); });
 }
 DI_INLINE Vec::Mask operator|(Vec::Mask a, Vec::Mask b) {
     return Vec::test([&](int i) { return vorrq_u32(a.q[i], b.q[i]); });
 }
-DI_INLINE Vec::Mask operator!(Vec::Mask a) { return Vec::test([&](int i) { return vmvnq_u32(a.q[i]); }); }
+DI_INLINE Vec::Mask operator!(Vec::Mask a) {
+    return Vec::test([&](int i) { return vmvnq_u32(a.q[i]); });
+}
 DI_INLINE Vec::Mask is_nan(Vec a) { return !equal(a, a); }
 DI_INLINE Vec select(Vec::Mask m, Vec a, Vec b) {
     return Vec::each([&](int i) { return vbslq_f32(m.q[i], a.q[i], b.q[i]); });
 }
-DI_INLINE Vec max(Vec a, Vec b) { return select(less(b, a), a, b); }   // as on x86: b where either is NaN
+DI_INLINE Vec max(Vec a, Vec b) { return select(less(b, a), a, b); }  // as on x86: b where either is NaN
 DI_INLINE Vec min(Vec a, Vec b) { return select(less(a, b), a, b); }
 
 }  // namespace

@@ -22,7 +22,8 @@ void AttentionPlan::build(const di_step& step, int threads) {
         const int64_t rows = static_cast<int64_t>(step.q_offset[b + 1] - step.q_offset[b]) * group;
         tiles += (rows + kMaxTileRows - 1) / kMaxTileRows * shape_.kv_heads;
     }
-    // Splitting a tile's cache range over threads pays where tiles alone cannot keep all threads busy. The bits are the same.
+    // Splitting a tile's cache range over threads pays where tiles alone cannot keep all threads busy. The bits are the
+    // same.
     const bool split = tiles < 4 * threads;
     size_t partials = 0;
     for (int b = 0; b < step.B; ++b) {
@@ -54,7 +55,8 @@ void AttentionPlan::build(const di_step& step, int threads) {
             }
         }
     }
-    if (partials_.size() < partials * partial_floats(shape_.padded_head)) partials_.resize(partials * partial_floats(shape_.padded_head));
+    if (partials_.size() < partials * partial_floats(shape_.padded_head))
+        partials_.resize(partials * partial_floats(shape_.padded_head));
     for (const MergeTask& merge : merges_) {
         for (int s = merge.task.split0; s < merge.task.split1; ++s) {
             AttentionTask task = merge.task;
@@ -65,7 +67,8 @@ void AttentionPlan::build(const di_step& step, int threads) {
         }
     }
     if (tasks_.size() > 1) {
-        std::stable_sort(tasks_.begin(), tasks_.end(), [](const AttentionTask& a, const AttentionTask& b) { return cost(a) > cost(b); });
+        std::stable_sort(tasks_.begin(), tasks_.end(),
+                         [](const AttentionTask& a, const AttentionTask& b) { return cost(a) > cost(b); });
     }
 }
 

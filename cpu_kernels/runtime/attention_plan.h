@@ -11,8 +11,8 @@ namespace di {
 
 // A query tile whose splits are computed apart and merged afterwards, in ascending order.
 struct MergeTask {
-    AttentionTask task;      // split0 .. split1 is the whole range
-    size_t partial;          // index of its first partial
+    AttentionTask task;  // split0 .. split1 is the whole range
+    size_t partial;      // index of its first partial
 };
 
 struct AttentionShape {

@@ -9,7 +9,8 @@ namespace {
 
 class Checker {
   public:
-    Checker(const di_instr& in, const std::vector<di_slot>& slots, const std::vector<Weight>& weights, char* why, size_t why_bytes)
+    Checker(const di_instr& in, const std::vector<di_slot>& slots, const std::vector<Weight>& weights, char* why,
+            size_t why_bytes)
         : in_(in), slots_(slots), weights_(weights), why_(why), why_bytes_(why_bytes) {}
 
     bool ok = true;
@@ -25,7 +26,8 @@ class Checker {
         va_end(args);
     }
 
-    // A slot that must be there; the first slot stands in for a missing one so that later checks have something to read.
+    // A slot that must be there; the first slot stands in for a missing one so that later checks have something to
+    // read.
     const di_slot& slot(int id) {
         require(id >= 0 && static_cast<size_t>(id) < slots_.size(), "slot %d does not exist", id);
         return ok ? slots_[static_cast<size_t>(id)] : slots_[0];
@@ -35,15 +37,19 @@ class Checker {
 
     const Weight& matrix(int i, bool table_too) {
         const Weight& w = weight(i);
-        require(w.desc.kind == DI_WEIGHT_LINEAR || (table_too && w.desc.kind == DI_WEIGHT_TABLE), "weight %d is of the wrong kind", in_.weight[i]);
+        require(w.desc.kind == DI_WEIGHT_LINEAR || (table_too && w.desc.kind == DI_WEIGHT_TABLE),
+                "weight %d is of the wrong kind", in_.weight[i]);
         return w;
     }
     void vector(int i, int n, bool optional) {
         if (optional && in_.weight[i] < 0) return;
         const Weight& w = weight(i);
-        require(w.desc.kind == DI_WEIGHT_VECTOR && w.desc.n >= n, "weight %d is no vector of %d elements", in_.weight[i], n);
+        require(w.desc.kind == DI_WEIGHT_VECTOR && w.desc.n >= n, "weight %d is no vector of %d elements",
+                in_.weight[i], n);
     }
-    void same_rows(const di_slot& a, const di_slot& b) { require(a.rows == b.rows, "inputs and outputs have different rows"); }
+    void same_rows(const di_slot& a, const di_slot& b) {
+        require(a.rows == b.rows, "inputs and outputs have different rows");
+    }
 
   private:
     const Weight& weight(int i) {
@@ -69,52 +75,60 @@ void check_linear(Checker& c, const di_instr& in) {
     c.require(kind >= DI_ACT_NONE && kind <= DI_ACT_GELU_ERF, "activation %d is unknown", in.i[0]);
     c.require(x.cols == w.k_cells * kCell, "%d input columns meet %d of the weight", x.cols, w.k_cells * kCell);
     c.require(y.cols == columns, "%d output columns for %d of the weight", y.cols, columns);
-    c.require((x.dtype == DI_BF16) == (w.desc.dtype == DI_BF16), "bf16 weights take bf16 activations, fp32 and fp16 weights fp32 ones");
+    c.require((x.dtype == DI_BF16) == (w.desc.dtype == DI_BF16),
+              "bf16 weights take bf16 activations, fp32 and fp16 weights fp32 ones");
     c.vector(1, w.desc.n, true);
     if (in.in[1] >= 0) {
         const di_slot& residual = c.input(1);
         c.same_rows(residual, y);
-        c.require(residual.dtype == DI_F32 && residual.cols == y.cols, "the residual is no fp32 value of %d columns", y.cols);
+        c.require(residual.dtype == DI_F32 && residual.cols == y.cols, "the residual is no fp32 value of %d columns",
+                  y.cols);
     }
 }
 
 void check_heads(Checker& c, const di_slot& slot, int heads, int head_size) {
-    c.require(heads >= 1 && head_size >= 2 && head_size % 2 == 0 && head_size <= kMaxHead, "%d heads of %d columns; head sizes are even, 2 to %d",
-              heads, head_size, kMaxHead);
-    c.require(slot.dtype == DI_F32 && slot.cols == heads * round_up(head_size, kCell), "%d columns are not %d padded heads of %d, in fp32", slot.cols,
-              heads, head_size);
+    c.require(heads >= 1 && head_size >= 2 && head_size % 2 == 0 && head_size <= kMaxHead,
+              "%d heads of %d columns; head sizes are even, 2 to %d", heads, head_size, kMaxHead);
+    c.require(slot.dtype == DI_F32 && slot.cols == heads * round_up(head_size, kCell),
+              "%d columns are not %d padded heads of %d, in fp32", slot.cols, heads, head_size);
 }
 
 void check_rotation(Checker& c, const di_slot& table, int rotary, int head_size, int style) {
     c.require(rotary >= 2 && rotary <= head_size && rotary % 2 == 0, "%d rotary columns of %d", rotary, head_size);
-    c.require(table.dtype == DI_F32 && table.cols >= rotary, "the rope table has %d columns for %d", table.cols, rotary);
+    c.require(table.dtype == DI_F32 && table.cols >= rotary, "the rope table has %d columns for %d", table.cols,
+              rotary);
     c.require(style == DI_ROPE_NEOX || style == DI_ROPE_INTERLEAVED, "rope style %d is unknown", style);
 }
 
 void check_cache(Checker& c, const di_kv_desc& kv, int layer, int heads, int head_size) {
     c.require(layer >= 0 && layer < kv.layers && heads == kv.heads && head_size == kv.head_size,
-              "layer %d with %d heads of %d does not fit the KV cache (%d layers, %d heads of %d)", layer, heads, head_size, kv.layers, kv.heads,
-              kv.head_size);
+              "layer %d with %d heads of %d does not fit the KV cache (%d layers, %d heads of %d)", layer, heads,
+              head_size, kv.layers, kv.heads, kv.head_size);
 }
 
-// The body works on token rows and knows their tokens and caches; the tail works on tiles of logit rows, which it gathers first.
+// The body works on token rows and knows their tokens and caches; the tail works on tiles of logit rows, which it
+// gathers first.
 void check_place(Checker& c, const di_instr& in, bool in_tail) {
-    const bool row_wise = in.op == DI_OP_LINEAR || in.op == DI_OP_RMS_NORM || in.op == DI_OP_LAYER_NORM || (in.op >= DI_OP_ACT && in.op <= DI_OP_CAST);
+    const bool row_wise = in.op == DI_OP_LINEAR || in.op == DI_OP_RMS_NORM || in.op == DI_OP_LAYER_NORM ||
+                          (in.op >= DI_OP_ACT && in.op <= DI_OP_CAST);
     const bool ends = in.op == DI_OP_GATHER_ROWS || in.op == DI_OP_SAMPLE;
     c.require(row_wise || ends == in_tail, "stands in the %s of the program", in_tail ? "tail" : "body");
     const int rows = in_tail ? DI_ROWS_R : DI_ROWS_T;
     for (int i = 0; i < DI_MAX_IN; ++i) {
         const bool gathered = in.op == DI_OP_GATHER_ROWS && i == 0;
-        if (in.in[i] >= 0 && !gathered) c.require(c.slot(in.in[i]).rows == rows, "slot %d has the rows of the %s", in.in[i], in_tail ? "body" : "tail");
+        if (in.in[i] >= 0 && !gathered)
+            c.require(c.slot(in.in[i]).rows == rows, "slot %d has the rows of the %s", in.in[i],
+                      in_tail ? "body" : "tail");
     }
     for (const int16_t out : in.out)
-        if (out >= 0) c.require(c.slot(out).rows == rows, "slot %d has the rows of the %s", out, in_tail ? "body" : "tail");
+        if (out >= 0)
+            c.require(c.slot(out).rows == rows, "slot %d has the rows of the %s", out, in_tail ? "body" : "tail");
 }
 
 }  // namespace
 
-bool check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& slots, const std::vector<Weight>& weights, const di_kv_desc& kv,
-                 char* why, size_t why_bytes) {
+bool check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& slots,
+                 const std::vector<Weight>& weights, const di_kv_desc& kv, char* why, size_t why_bytes) {
     Checker c(in, slots, weights, why, why_bytes);
     c.require(op_function(in.op) != nullptr, "unknown to this device");
     if (!c.ok) return false;
@@ -122,26 +136,31 @@ bool check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& s
     switch (in.op) {
         case DI_OP_EMBED: {
             const Weight& w = c.matrix(0, true);
-            c.require(c.output().cols == w.k_cells * kCell && c.output().dtype == DI_F32, "the output is no fp32 row of the table");
+            c.require(c.output().cols == w.k_cells * kCell && c.output().dtype == DI_F32,
+                      "the output is no fp32 row of the table");
             break;
         }
         case DI_OP_ROPE_TABLE:
             c.require(in.i[0] >= DI_ROPE_STATIC && in.i[0] <= DI_ROPE_LONG, "rope kind %d is unknown", in.i[0]);
             c.require(in.i[1] <= kMaxHead / 2, "%d frequencies; at most %d", in.i[1], kMaxHead / 2);
             c.require(in.i[0] == DI_ROPE_STATIC || in.i[2] >= 1, "an original context of %d tokens", in.i[2]);
-            c.require(in.i[1] >= 1 && c.output().dtype == DI_F32 && c.output().cols >= 2 * in.i[1], "%d columns for a table of 2 x %d", c.output().cols, in.i[1]);
+            c.require(in.i[1] >= 1 && c.output().dtype == DI_F32 && c.output().cols >= 2 * in.i[1],
+                      "%d columns for a table of 2 x %d", c.output().cols, in.i[1]);
             c.vector(0, in.i[1], false);
             c.vector(1, in.i[1], in.i[0] != DI_ROPE_LONG);
             break;
         case DI_OP_RMS_NORM:
         case DI_OP_LAYER_NORM:
             c.same_rows(c.input(0), c.output());
-            c.require(c.input(0).dtype == DI_F32 && c.input(0).cols == c.output().cols, "norms read fp32 and keep the columns");
+            c.require(c.input(0).dtype == DI_F32 && c.input(0).cols == c.output().cols,
+                      "norms read fp32 and keep the columns");
             c.require(in.i[0] >= 1 && in.i[0] <= c.input(0).cols, "%d columns count of %d", in.i[0], c.input(0).cols);
             c.vector(0, c.input(0).cols, false);
             c.vector(1, c.input(0).cols, true);
             break;
-        case DI_OP_LINEAR: check_linear(c, in); break;
+        case DI_OP_LINEAR:
+            check_linear(c, in);
+            break;
         case DI_OP_HEAD_NORM:
             check_heads(c, c.output(), in.i[0], in.i[1]);
             check_heads(c, c.input(0), in.i[0], in.i[1]);
@@ -169,7 +188,8 @@ bool check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& s
             break;
         case DI_OP_ATTENTION:
             check_heads(c, c.input(0), in.i[1], in.i[3]);
-            c.require(c.output().cols == c.input(0).cols, "%d output columns for %d of the queries", c.output().cols, c.input(0).cols);
+            c.require(c.output().cols == c.input(0).cols, "%d output columns for %d of the queries", c.output().cols,
+                      c.input(0).cols);
             c.require(in.i[2] >= 1 && in.i[1] % in.i[2] == 0, "%d query heads on %d key heads", in.i[1], in.i[2]);
             c.require(in.i[4] >= 0, "window %d", in.i[4]);
             check_cache(c, kv, in.i[0], in.i[2], in.i[3]);
@@ -187,17 +207,22 @@ bool check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& s
         case DI_OP_CAST:
             c.same_rows(c.input(0), c.output());
             c.require(c.input(0).cols == c.output().cols, "columns differ");
-            if (in.op == DI_OP_ACT) c.require(in.i[0] >= DI_ACT_NONE && in.i[0] <= DI_ACT_GELU_ERF, "activation %d is unknown", in.i[0]);
+            if (in.op == DI_OP_ACT)
+                c.require(in.i[0] >= DI_ACT_NONE && in.i[0] <= DI_ACT_GELU_ERF, "activation %d is unknown", in.i[0]);
             break;
         case DI_OP_GATHER_ROWS:
-            c.require(c.input(0).rows == DI_ROWS_T && c.output().rows == DI_ROWS_R, "gathers token rows into logit rows");
-            c.require(c.input(0).cols == c.output().cols && c.input(0).dtype == c.output().dtype, "columns or types differ");
+            c.require(c.input(0).rows == DI_ROWS_T && c.output().rows == DI_ROWS_R,
+                      "gathers token rows into logit rows");
+            c.require(c.input(0).cols == c.output().cols && c.input(0).dtype == c.output().dtype,
+                      "columns or types differ");
             break;
         case DI_OP_SAMPLE:
-            c.require(c.input(0).rows == DI_ROWS_R && c.input(0).dtype == DI_F32 && in.i[0] >= 1 && in.i[0] <= c.input(0).cols,
+            c.require(c.input(0).rows == DI_ROWS_R && c.input(0).dtype == DI_F32 && in.i[0] >= 1 &&
+                          in.i[0] <= c.input(0).cols,
                       "%d tokens in %d fp32 logit columns", in.i[0], c.input(0).cols);
             break;
-        default: break;
+        default:
+            break;
     }
     return c.ok;
 }

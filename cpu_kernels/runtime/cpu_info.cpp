@@ -12,10 +12,10 @@
 namespace di {
 namespace {
 
-constexpr const char* kNames[] = {"avx2",     "fma",      "f16c",        "avx512f",     "avx512bw",    "avx512dq",
+constexpr const char* kNames[] = {"avx2",     "fma",         "f16c",        "avx512f",     "avx512bw", "avx512dq",
                                   "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile",
-                                  "amx_bf16", "amx_int8", "neon",        "fp16",        "dotprod",     "bf16",
-                                  "i8mm",     "sve",      "sve2",        "sve_bf16",    "sve_i8mm"};
+                                  "amx_bf16", "amx_int8",    "neon",        "fp16",        "dotprod",  "bf16",
+                                  "i8mm",     "sve",         "sve2",        "sve_bf16",    "sve_i8mm"};
 static_assert(sizeof kNames / sizeof *kNames == static_cast<size_t>(Feature::Count), "one name a feature, in order");
 
 // A hardware bit and the feature it stands for.
@@ -24,7 +24,8 @@ struct Bit {
     Feature feature;
 };
 
-template <size_t N> uint64_t decode(uint64_t word, const Bit (&bits)[N]) {
+template <size_t N>
+uint64_t decode(uint64_t word, const Bit (&bits)[N]) {
     uint64_t set = 0;
     for (const Bit& b : bits) {
         if (word >> b.position & 1) set |= bit(b.feature);
@@ -103,10 +104,9 @@ uint64_t probe_features() {
         set |= decode(seven_one.eax, {{4, Feature::AVX_VNNI}});
     }
     if ((states & kZmm) == kZmm) {
-        set |= decode(seven.ebx, {{16, Feature::AVX512F},
-                                  {17, Feature::AVX512DQ},
-                                  {30, Feature::AVX512BW},
-                                  {31, Feature::AVX512VL}});
+        set |=
+            decode(seven.ebx,
+                   {{16, Feature::AVX512F}, {17, Feature::AVX512DQ}, {30, Feature::AVX512BW}, {31, Feature::AVX512VL}});
         set |= decode(seven.ecx, {{11, Feature::AVX512_VNNI}});
         set |= decode(seven.edx, {{23, Feature::AVX512_FP16}});
         set |= decode(seven_one.eax, {{5, Feature::AVX512_BF16}});
@@ -160,8 +160,8 @@ void probe_processor(CpuInfo* info) {
 void probe_processor(CpuInfo* info) {
     uint64_t hwcap, hwcap2;
     os_hwcaps(&hwcap, &hwcap2);
-    info->features = decode(
-        hwcap, {{1, Feature::NEON}, {10, Feature::FP16}, {20, Feature::DOTPROD}, {22, Feature::SVE}});
+    info->features =
+        decode(hwcap, {{1, Feature::NEON}, {10, Feature::FP16}, {20, Feature::DOTPROD}, {22, Feature::SVE}});
     info->features |= decode(hwcap2, {{1, Feature::SVE2},
                                       {9, Feature::SVE_I8MM},
                                       {12, Feature::SVE_BF16},

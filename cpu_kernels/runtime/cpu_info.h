@@ -38,7 +38,10 @@ enum class Feature : uint32_t {
 constexpr uint64_t bit(Feature f) { return uint64_t{1} << static_cast<uint32_t>(f); }
 
 // A set of features, as in `has(features(Feature::AVX2, Feature::FMA))`.
-template <class... F> constexpr uint64_t features(F... f) { return (uint64_t{0} | ... | bit(f)); }
+template <class... F>
+constexpr uint64_t features(F... f) {
+    return (uint64_t{0} | ... | bit(f));
+}
 
 struct CpuInfo {
     uint64_t features = 0;  // one bit(Feature) each: present, and its registers enabled by the system

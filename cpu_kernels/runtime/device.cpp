@@ -32,7 +32,8 @@ int open_device(const di_options* options, void** out, char* why, size_t why_byt
     const Tier* tier = find_tier(options->isa, why, why_bytes);
     if (!tier) return DI_EUNSUPPORTED;
     const int threads = options->threads > 0 ? options->threads : os_usable_cpus();
-    if (threads > kMaxThreads) return std::snprintf(why, why_bytes, "%d threads; at most %d", threads, kMaxThreads), DI_EINVAL;
+    if (threads > kMaxThreads)
+        return std::snprintf(why, why_bytes, "%d threads; at most %d", threads, kMaxThreads), DI_EINVAL;
     auto* device = new (std::nothrow) OpenDevice{};
     if (!device) return std::snprintf(why, why_bytes, "out of memory"), DI_ENOMEM;
     device->tier = tier;
@@ -56,28 +57,32 @@ int info(void* opaque, di_info* out) {
     os_memory(&out->memory_total, &out->memory_free);
     std::snprintf(out->tier, sizeof out->tier, "%s", device->tier->name);
     const CpuInfo& cpu = cpu_info();
-    std::snprintf(out->detail, sizeof out->detail, "%.60s, L2 %u KiB", cpu.model[0] ? cpu.model : cpu.vendor, cpu.l2 / kPageKib);
+    std::snprintf(out->detail, sizeof out->detail, "%.60s, L2 %u KiB", cpu.model[0] ? cpu.model : cpu.vendor,
+                  cpu.l2 / kPageKib);
     return DI_OK;
 }
 
 int program_create(void* opaque, const di_program_desc* desc, void** out, char* why, size_t why_bytes) {
     *out = nullptr;
-    if (desc->struct_size < sizeof(di_program_desc)) return std::snprintf(why, why_bytes, "program of an older interface"), DI_EINVAL;
+    if (desc->struct_size < sizeof(di_program_desc))
+        return std::snprintf(why, why_bytes, "program of an older interface"), DI_EINVAL;
     *out = Program::create(&static_cast<OpenDevice*>(opaque)->cpu, *desc, why, why_bytes);
     return *out ? DI_OK : DI_EUNSUPPORTED;
 }
 
 void program_free(void* program) { delete static_cast<Program*>(program); }
 
-int weight_write(void* program, int32_t weight, int32_t row0, int32_t rows, const void* const* row_data, uint8_t source, char* why,
-                 size_t why_bytes) {
+int weight_write(void* program, int32_t weight, int32_t row0, int32_t rows, const void* const* row_data, uint8_t source,
+                 char* why, size_t why_bytes) {
     if (source > DI_BF16) return std::snprintf(why, why_bytes, "weight %d: source type %d", weight, source), DI_EINVAL;
-    return static_cast<Program*>(program)->weight_write(weight, row0, rows, row_data, static_cast<DType>(source), why, why_bytes);
+    return static_cast<Program*>(program)->weight_write(weight, row0, rows, row_data, static_cast<DType>(source), why,
+                                                        why_bytes);
 }
 
 int submit(void* program, const di_step* step, uint64_t* ticket, char* why, size_t why_bytes) {
     *ticket = 0;
-    if (step->struct_size < sizeof(di_step)) return std::snprintf(why, why_bytes, "step of an older interface"), DI_EINVAL;
+    if (step->struct_size < sizeof(di_step))
+        return std::snprintf(why, why_bytes, "step of an older interface"), DI_EINVAL;
     return static_cast<Program*>(program)->run(*step, why, why_bytes);
 }
 
@@ -100,8 +105,15 @@ int slot_read(void* program, int32_t slot, int32_t rows, float* data) {
 }
 
 constexpr di_device_api kApi = {
-    DI_ABI_VERSION, sizeof(di_device_api), "cpu", probe, open_device, close_device, info, program_create, program_free, weight_write,
-    submit, wait, kv_block_bytes, kv_move, stats, profile, slot_write, slot_read,
+    DI_ABI_VERSION, sizeof(di_device_api),
+    "cpu",          probe,
+    open_device,    close_device,
+    info,           program_create,
+    program_free,   weight_write,
+    submit,         wait,
+    kv_block_bytes, kv_move,
+    stats,          profile,
+    slot_write,     slot_read,
 };
 
 }  // namespace

@@ -22,7 +22,7 @@ inline double double_of(uint64_t u) {
 // The nearest integer, ties to even, for |x| < 2^51: adding 1.5 * 2^52 leaves no bits for a fraction.
 inline double nearest(double x) { return (x + 6755399441055744.0) - 6755399441055744.0; }
 
-constexpr double kLn2High = 0x1.62e42fefa38p-1;          // 42 bits: times an exponent it is exact
+constexpr double kLn2High = 0x1.62e42fefa38p-1;  // 42 bits: times an exponent it is exact
 constexpr double kLn2Low = 0x1.ef35793c7673p-45;
 
 // Natural logarithm of a positive, normal, finite x. x = m * 2^e with m in [sqrt(1/2), sqrt(2)); ln m = 2 artanh(s) = 2
@@ -70,8 +70,14 @@ inline SinCos sincos_double(double x) {
     const double r = (((x - k * kPart1) - k * kPart2) - k * kPart3) - k * kPart4;
     const double z = r * r;
 
-    constexpr double kSin[] = {-1.0 / 6,        1.0 / 120,          -1.0 / 5040,           1.0 / 362880,
-                               -1.0 / 39916800, 1.0 / 6227020800.0, -1.0 / 1307674368000.0, 1.0 / 355687428096000.0};
+    constexpr double kSin[] = {-1.0 / 6,
+                               1.0 / 120,
+                               -1.0 / 5040,
+                               1.0 / 362880,
+                               -1.0 / 39916800,
+                               1.0 / 6227020800.0,
+                               -1.0 / 1307674368000.0,
+                               1.0 / 355687428096000.0};
     constexpr double kCos[] = {1.0 / 24,        -1.0 / 720,           1.0 / 40320,           -1.0 / 3628800,
                                1.0 / 479001600, -1.0 / 87178291200.0, 1.0 / 20922789888000.0};
     double s = 0, c = 0;
@@ -81,10 +87,14 @@ inline SinCos sincos_double(double x) {
     c = 1 - (0.5 * z - z * z * c);
 
     switch (static_cast<int64_t>(k) & 3) {
-        case 0: return {s, c};
-        case 1: return {c, -s};
-        case 2: return {-s, -c};
-        default: return {-c, s};
+        case 0:
+            return {s, c};
+        case 1:
+            return {c, -s};
+        case 2:
+            return {-s, -c};
+        default:
+            return {-c, s};
     }
 }
 

@@ -11,11 +11,12 @@ namespace {
 
 Range my_share(const Run& run, int n) { return share(n, run.thread, run.threads); }
 
-// ---- Tokens in -----------------------------------------------------------------------------------------------------------
+// ---- Tokens in ----
 
 void embed(const Run& run, const di_instr& in, int) {
     const Weight& w = run.weight(in.weight[0]);
-    const Embed args{run.view(in.out[0]), w.data, static_cast<DType>(w.desc.dtype), w.desc.kind == DI_WEIGHT_LINEAR, w.k_cells, in.f[0]};
+    const Embed args{run.view(in.out[0]), w.data, static_cast<DType>(w.desc.dtype), w.desc.kind == DI_WEIGHT_LINEAR,
+                     w.k_cells,           in.f[0]};
     const Range rows = my_share(run, args.y.rows);
     const int32_t* external = run.step.external_row;
     const int32_t* end = external + run.step.n_external;
@@ -23,13 +24,15 @@ void embed(const Run& run, const di_instr& in, int) {
     const int hidden = w.desc.k;
     for (int m = rows.begin; m < rows.end; ++m) {
         if (next == end || *next != m) {
-            // A token that the vocabulary lacks never reaches a device; clamping keeps a wrong one from reading elsewhere.
+            // A token that the vocabulary lacks never reaches a device; clamping keeps a wrong one from reading
+            // elsewhere.
             run.kernels.embed(args, std::min(std::max(run.tokens()[m], 0), w.desc.n - 1), m);
             continue;
         }
         const float* state = run.step.external + static_cast<size_t>(next++ - external) * static_cast<size_t>(hidden);
         float* y = args.y.row<float>(m);
-        for (int c = 0; c < args.y.cols; ++c) y[static_cast<size_t>(c / kCell) * args.y.step() + c % kCell] = c < hidden ? state[c] : 0.0f;
+        for (int c = 0; c < args.y.cols; ++c)
+            y[static_cast<size_t>(c / kCell) * args.y.step() + c % kCell] = c < hidden ? state[c] : 0.0f;
     }
 }
 
@@ -54,10 +57,11 @@ void rope_angles(const Run& run, const di_instr& in, int) {
     rope_table(args, rows.begin, rows.end);
 }
 
-// ---- Norms and elementwise -----------------------------------------------------------------------------------------------
+// ---- Norms and elementwise ----
 
 Norm norm_args(const Run& run, const di_instr& in) {
-    return Norm{run.view(in.in[0]), run.view(in.out[0]), run.vector(in.weight[0]), run.vector(in.weight[1]), in.i[0], in.f[0]};
+    return Norm{
+        run.view(in.in[0]), run.view(in.out[0]), run.vector(in.weight[0]), run.vector(in.weight[1]), in.i[0], in.f[0]};
 }
 
 void rms_norm(const Run& run, const di_instr& in, int) {
@@ -108,10 +112,10 @@ void cast(const Run& run, const di_instr& in, int) {
     run.kernels.cast(y, run.view(in.in[0]), rows.begin, rows.end);
 }
 
-// ---- Products --------------------------------------------------------------------------------------------------------------
+// ---- Products ----
 
-// Threads as a grid over panels and row bands: the one with the least work for its busiest thread, and among equals the one with the fewest
-// threads along the rows, since each of those reads the weights again.
+// Threads as a grid over panels and row bands: the one with the least work for its busiest thread, and among equals the
+// one with the fewest threads along the rows, since each of those reads the weights again.
 struct Grid {
     int panels, bands;
 };
@@ -148,11 +152,13 @@ void linear(const Run& run, const di_instr& in, int) {
     const Range p = share(panels, run.thread % grid.panels, grid.panels);
     const Range m = share(bands, run.thread / grid.panels, grid.bands);
     if (p.begin == p.end || m.begin == m.end) return;
-    const auto gemm = w.desc.dtype == DI_BF16 ? run.kernels.gemm_bf16 : w.desc.dtype == DI_F16 ? run.kernels.gemm_f16 : run.kernels.gemm_f32;
+    const auto gemm = w.desc.dtype == DI_BF16  ? run.kernels.gemm_bf16
+                      : w.desc.dtype == DI_F16 ? run.kernels.gemm_f16
+                                               : run.kernels.gemm_f32;
     gemm(args, m.begin * kCell, std::min(m.end * kCell, args.x.rows), p.begin, p.end);
 }
 
-// ---- Attention -------------------------------------------------------------------------------------------------------------
+// ---- Attention ----
 
 Rope rope_args(const Run& run, const di_instr& in, int q, int k, int v, int table) {
     Rope args{};
@@ -232,17 +238,19 @@ void attention(const Run& run, const di_instr& in, int index) {
     AttentionPlan& plan = run.plan(index);
     const auto& tasks = plan.tasks();
     const auto count = static_cast<int64_t>(tasks.size());
-    for (int64_t i; (i = run.counter(index, 0).take()) < count;) kernel(args, tasks[static_cast<size_t>(i)], run.scratch());
+    for (int64_t i; (i = run.counter(index, 0).take()) < count;)
+        kernel(args, tasks[static_cast<size_t>(i)], run.scratch());
     const auto merges = static_cast<int64_t>(plan.merges().size());
     if (!merges) return;
     run.barrier();
     for (int64_t i; (i = run.counter(index, 1).take()) < merges;) {
         const MergeTask& merge = plan.merges()[static_cast<size_t>(i)];
-        run.kernels.attention_merge(args, merge.task, plan.partial(merge.partial), merge.task.split1 - merge.task.split0);
+        run.kernels.attention_merge(args, merge.task, plan.partial(merge.partial),
+                                    merge.task.split1 - merge.task.split0);
     }
 }
 
-// ---- Logits out --------------------------------------------------------------------------------------------------------------
+// ---- Logits out ----
 
 void gather_rows(const Run& run, const di_instr& in, int) {
     const View x = run.view(in.in[0]), y = run.view(in.out[0]);
@@ -250,10 +258,13 @@ void gather_rows(const Run& run, const di_instr& in, int) {
     const Range rows = my_share(run, y.rows);
     for (int m = rows.begin; m < rows.end; ++m) {
         const int from = run.step.logit_row[run.tail_row + m];
-        const uint8_t* source = x.dtype == DType::F32 ? reinterpret_cast<uint8_t*>(x.row<float>(from)) : reinterpret_cast<uint8_t*>(x.row<bf16>(from));
-        uint8_t* target = y.dtype == DType::F32 ? reinterpret_cast<uint8_t*>(y.row<float>(m)) : reinterpret_cast<uint8_t*>(y.row<bf16>(m));
+        const uint8_t* source = x.dtype == DType::F32 ? reinterpret_cast<uint8_t*>(x.row<float>(from))
+                                                      : reinterpret_cast<uint8_t*>(x.row<bf16>(from));
+        uint8_t* target = y.dtype == DType::F32 ? reinterpret_cast<uint8_t*>(y.row<float>(m))
+                                                : reinterpret_cast<uint8_t*>(y.row<bf16>(m));
         for (int c = 0; c < y.cols / kCell; ++c)
-            std::memcpy(target + static_cast<size_t>(c) * y.step() * element, source + static_cast<size_t>(c) * x.step() * element, kCell * element);
+            std::memcpy(target + static_cast<size_t>(c) * y.step() * element,
+                        source + static_cast<size_t>(c) * x.step() * element, kCell * element);
     }
 }
 
@@ -264,9 +275,12 @@ void sample(const Run& run, const di_instr& in, int) {
     for (int64_t i; (i = run.sample_counter().take()) < run.tail_count;) {
         const float* source = logits.row<float>(static_cast<int>(i));
         for (int c = 0; c < vocab; c += kCell)
-            std::memcpy(row + c, source + static_cast<size_t>(c / kCell) * logits.step(), sizeof(float) * static_cast<size_t>(std::min(kCell, vocab - c)));
+            std::memcpy(row + c, source + static_cast<size_t>(c / kCell) * logits.step(),
+                        sizeof(float) * static_cast<size_t>(std::min(kCell, vocab - c)));
         const size_t r = static_cast<size_t>(run.tail_row + i);
-        if (run.step.out_logits) std::memcpy(run.step.out_logits + r * static_cast<size_t>(vocab), row, sizeof(float) * static_cast<size_t>(vocab));
+        if (run.step.out_logits)
+            std::memcpy(run.step.out_logits + r * static_cast<size_t>(vocab), row,
+                        sizeof(float) * static_cast<size_t>(vocab));
         SampleResult result{};
         result.top_ids = run.step.out_top_ids + r * static_cast<size_t>(max_top);
         result.top_logprobs = run.step.out_top_logprobs + r * static_cast<size_t>(max_top);
@@ -276,7 +290,8 @@ void sample(const Run& run, const di_instr& in, int) {
         run.step.out_status[r] = result.status;
         run.step.out_logprob[r] = result.logprob;
         run.step.out_rank[r] = result.rank;
-        if (want.slot >= 0 && want.target < 0 && result.status == DI_SAMPLE_OK) run.last_token()[want.slot] = result.token;
+        if (want.slot >= 0 && want.target < 0 && result.status == DI_SAMPLE_OK)
+            run.last_token()[want.slot] = result.token;
     }
 }
 
@@ -284,25 +299,44 @@ void sample(const Run& run, const di_instr& in, int) {
 
 OpFn op_function(int op) {
     switch (op) {
-        case DI_OP_EMBED: return embed;
-        case DI_OP_ROPE_TABLE: return rope_angles;
-        case DI_OP_RMS_NORM: return rms_norm;
-        case DI_OP_LAYER_NORM: return layer_norm;
-        case DI_OP_LINEAR: return linear;
-        case DI_OP_HEAD_NORM: return head_norm;
-        case DI_OP_ROPE: return rope;
-        case DI_OP_KV_WRITE: return kv_write;
-        case DI_OP_ROPE_KV: return rope_kv;
-        case DI_OP_ATTENTION: return attention;
-        case DI_OP_ACT: return act;
-        case DI_OP_MUL: return mul;
-        case DI_OP_ADD: return add;
-        case DI_OP_SCALE: return scale;
-        case DI_OP_SOFTCAP: return softcap;
-        case DI_OP_CAST: return cast;
-        case DI_OP_GATHER_ROWS: return gather_rows;
-        case DI_OP_SAMPLE: return sample;
-        default: return nullptr;
+        case DI_OP_EMBED:
+            return embed;
+        case DI_OP_ROPE_TABLE:
+            return rope_angles;
+        case DI_OP_RMS_NORM:
+            return rms_norm;
+        case DI_OP_LAYER_NORM:
+            return layer_norm;
+        case DI_OP_LINEAR:
+            return linear;
+        case DI_OP_HEAD_NORM:
+            return head_norm;
+        case DI_OP_ROPE:
+            return rope;
+        case DI_OP_KV_WRITE:
+            return kv_write;
+        case DI_OP_ROPE_KV:
+            return rope_kv;
+        case DI_OP_ATTENTION:
+            return attention;
+        case DI_OP_ACT:
+            return act;
+        case DI_OP_MUL:
+            return mul;
+        case DI_OP_ADD:
+            return add;
+        case DI_OP_SCALE:
+            return scale;
+        case DI_OP_SOFTCAP:
+            return softcap;
+        case DI_OP_CAST:
+            return cast;
+        case DI_OP_GATHER_ROWS:
+            return gather_rows;
+        case DI_OP_SAMPLE:
+            return sample;
+        default:
+            return nullptr;
     }
 }
 

@@ -67,8 +67,8 @@ size_t describe_cpu(char* out, size_t size) {
     const CpuInfo& cpu = cpu_info();
     char features[1024];
     features_string(cpu.features, features, sizeof features);
-    const int n = std::snprintf(out, size, "vendor=%s\nmodel=%s\nfeatures=%s\nl1d=%u\nl2=%u\nl3=%u\n", cpu.vendor, cpu.model, features, cpu.l1d, cpu.l2,
-                                cpu.l3);
+    const int n = std::snprintf(out, size, "vendor=%s\nmodel=%s\nfeatures=%s\nl1d=%u\nl2=%u\nl3=%u\n", cpu.vendor,
+                                cpu.model, features, cpu.l1d, cpu.l2, cpu.l3);
     return n < 0 ? 0 : static_cast<size_t>(n);
 }
 

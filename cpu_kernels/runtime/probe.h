@@ -18,9 +18,9 @@ class MachineProbe {
     MachineProbe(const MachineProbe&) = delete;
     MachineProbe& operator=(const MachineProbe&) = delete;
 
-    bool map(size_t bytes);                         // memory for read_bandwidth, in 2 MB pages
-    double read_bandwidth();                        // bytes per second of one pass by all threads
-    double matrix_peak(int64_t rounds);             // operations per second of all threads, 0 without a matrix unit
+    bool map(size_t bytes);              // memory for read_bandwidth, in 2 MB pages
+    double read_bandwidth();             // bytes per second of one pass by all threads
+    double matrix_peak(int64_t rounds);  // operations per second of all threads, 0 without a matrix unit
 
   private:
     MachineProbe(const KernelTable* kernels, Team* team) : kernels_(kernels), team_(team) {}

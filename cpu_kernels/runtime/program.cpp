@@ -25,9 +25,11 @@ size_t align_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
 
 size_t weight_bytes(const Weight& w) {
     switch (w.desc.kind) {
-        case DI_WEIGHT_VECTOR: return static_cast<size_t>(w.desc.n) * 4;
+        case DI_WEIGHT_VECTOR:
+            return static_cast<size_t>(w.desc.n) * 4;
         default:
-            return static_cast<size_t>(w.desc.n) * static_cast<size_t>(w.k_cells) * kCell * size_of(static_cast<DType>(w.desc.dtype));
+            return static_cast<size_t>(w.desc.n) * static_cast<size_t>(w.k_cells) * kCell *
+                   size_of(static_cast<DType>(w.desc.dtype));
     }
 }
 
@@ -52,7 +54,7 @@ float* Run::scratch() const {
                                     static_cast<size_t>(thread) * program.scratch_stride_);
 }
 
-// ---- Creation ----------------------------------------------------------------------------------------------------------
+// ---- Creation ----
 
 Program* Program::create(CpuDevice* device, const di_program_desc& desc, char* why, size_t why_bytes) {
     auto* program = new (std::nothrow) Program(device);
@@ -64,11 +66,12 @@ Program* Program::create(CpuDevice* device, const di_program_desc& desc, char* w
 
 bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) {
     if (desc.n_slots < 1 || desc.n_slots > 32767 || desc.n_weights < 0 || desc.n_body < 1 || desc.n_tail < 0)
-        return fail(why, why_bytes, "program: bad counts (%d slots, %d weights, %d instructions)", desc.n_slots, desc.n_weights, desc.n_body);
-    if (desc.max_tokens < 1 || desc.max_tokens > kMaxRows || desc.tail_rows < 1 || desc.tail_rows > kMaxRows || desc.max_seqs < 1 ||
-        desc.max_seqs > kMaxRows || desc.max_logprobs < 0 || desc.max_logprobs > 4096)
-        return fail(why, why_bytes, "program: bad limits (%d tokens, %d tail rows, %d sequences, %d logprobs)", desc.max_tokens,
-                    desc.tail_rows, desc.max_seqs, desc.max_logprobs);
+        return fail(why, why_bytes, "program: bad counts (%d slots, %d weights, %d instructions)", desc.n_slots,
+                    desc.n_weights, desc.n_body);
+    if (desc.max_tokens < 1 || desc.max_tokens > kMaxRows || desc.tail_rows < 1 || desc.tail_rows > kMaxRows ||
+        desc.max_seqs < 1 || desc.max_seqs > kMaxRows || desc.max_logprobs < 0 || desc.max_logprobs > 4096)
+        return fail(why, why_bytes, "program: bad limits (%d tokens, %d tail rows, %d sequences, %d logprobs)",
+                    desc.max_tokens, desc.tail_rows, desc.max_seqs, desc.max_logprobs);
     max_tokens_ = desc.max_tokens;
     tail_rows_ = desc.tail_rows;
     max_seqs_ = desc.max_seqs;
@@ -81,9 +84,11 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
     for (size_t i = 0; i < slots_.size(); ++i) {
         const di_slot& s = slots_[i];
         const bool is_view = s.parent >= 0;
-        if (s.dtype != DI_F32 && s.dtype != DI_BF16) return fail(why, why_bytes, "slot %zu: activations are fp32 or bf16", i);
+        if (s.dtype != DI_F32 && s.dtype != DI_BF16)
+            return fail(why, why_bytes, "slot %zu: activations are fp32 or bf16", i);
         if (s.cols < kCell || s.cols % kCell || s.first_col % kCell || s.first_col < 0 || s.cols > (1 << 24))
-            return fail(why, why_bytes, "slot %zu: columns %d at %d are not multiples of %d", i, s.cols, s.first_col, kCell);
+            return fail(why, why_bytes, "slot %zu: columns %d at %d are not multiples of %d", i, s.cols, s.first_col,
+                        kCell);
         if (is_view) {
             if (static_cast<size_t>(s.parent) >= slots_.size() || slots_[static_cast<size_t>(s.parent)].parent >= 0)
                 return fail(why, why_bytes, "slot %zu: its parent %d is not a slot of its own", i, s.parent);
@@ -102,21 +107,26 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
     for (int i = 0; i < desc.n_weights; ++i) {
         const di_weight_desc& d = desc.weights[i];
         Weight w{d, nullptr, 0};
-        if (d.n < 1 || d.k < 1 || d.n % kCell) return fail(why, why_bytes, "weight %d: bad shape [%d, %d]", i, d.n, d.k);
+        if (d.n < 1 || d.k < 1 || d.n % kCell)
+            return fail(why, why_bytes, "weight %d: bad shape [%d, %d]", i, d.n, d.k);
         if (d.kind == DI_WEIGHT_VECTOR) {
             if (d.dtype != DI_F32) return fail(why, why_bytes, "weight %d: vectors are fp32", i);
         } else {
-            if (d.dtype > DI_BF16) return fail(why, why_bytes, "weight %d: type %d is not fp32, fp16 or bf16", i, d.dtype);
+            if (d.dtype > DI_BF16)
+                return fail(why, why_bytes, "weight %d: type %d is not fp32, fp16 or bf16", i, d.dtype);
             if (d.k_group < 1 || d.k % d.k_group || d.k_group_padded < d.k_group)
-                return fail(why, why_bytes, "weight %d: %d columns are no whole number of groups of %d", i, d.k, d.k_group);
+                return fail(why, why_bytes, "weight %d: %d columns are no whole number of groups of %d", i, d.k,
+                            d.k_group);
             const int64_t padded = static_cast<int64_t>(d.k / d.k_group) * d.k_group_padded;
-            if (padded % kCell || padded > (1 << 24)) return fail(why, why_bytes, "weight %d: %lld padded columns", i, static_cast<long long>(padded));
+            if (padded % kCell || padded > (1 << 24))
+                return fail(why, why_bytes, "weight %d: %lld padded columns", i, static_cast<long long>(padded));
             w.k_cells = static_cast<int32_t>(padded / kCell);
         }
         weights_.push_back(w);
         bytes = align_up(bytes, kWeightAlign) + weight_bytes(w);
     }
-    if (!os_map(std::max<size_t>(bytes, 1), true, &weight_memory_)) return fail(why, why_bytes, "no memory for %zu bytes of weights", bytes);
+    if (!os_map(std::max<size_t>(bytes, 1), true, &weight_memory_))
+        return fail(why, why_bytes, "no memory for %zu bytes of weights", bytes);
     bytes = 0;
     for (Weight& w : weights_) {
         bytes = align_up(bytes, kWeightAlign);
@@ -126,10 +136,13 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
 
     const di_kv_desc& kv = kv_desc_;
     if (kv.layers > 0) {
-        if (kv.heads < 1 || kv.head_size < 1 || kv.head_size > kMaxHead || kv.block_tokens < kCell || kv.block_tokens % kCell || kv.blocks < 1 ||
-            (kv.dtype != DI_F32 && kv.dtype != DI_BF16))
-            return fail(why, why_bytes, "kv cache: heads of 1 to %d columns, blocks of a multiple of %d tokens, fp32 or bf16", kMaxHead, kCell);
-        kv_ = KvLayout{nullptr, kv.layers, kv.heads, round_up(kv.head_size, kCell), kv.block_tokens, static_cast<DType>(kv.dtype)};
+        if (kv.heads < 1 || kv.head_size < 1 || kv.head_size > kMaxHead || kv.block_tokens < kCell ||
+            kv.block_tokens % kCell || kv.blocks < 1 || (kv.dtype != DI_F32 && kv.dtype != DI_BF16))
+            return fail(why, why_bytes,
+                        "kv cache: heads of 1 to %d columns, blocks of a multiple of %d tokens, fp32 or bf16", kMaxHead,
+                        kCell);
+        kv_ = KvLayout{
+            nullptr, kv.layers, kv.heads, round_up(kv.head_size, kCell), kv.block_tokens, static_cast<DType>(kv.dtype)};
         if (!os_map(kv_.block_bytes() * static_cast<size_t>(kv.blocks), true, &kv_memory_))
             return fail(why, why_bytes, "no address space for %d KV blocks of %zu bytes", kv.blocks, kv_.block_bytes());
         kv_.pool = static_cast<uint8_t*>(kv_memory_.data);
@@ -146,15 +159,19 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
     }
 
     if (!os_map(static_cast<size_t>(std::max<int64_t>(desc.arena_bytes, 64)), true, &arena_memory_))
-        return fail(why, why_bytes, "no memory for %lld bytes of activations", static_cast<long long>(desc.arena_bytes));
+        return fail(why, why_bytes, "no memory for %lld bytes of activations",
+                    static_cast<long long>(desc.arena_bytes));
 
     const int threads = device_->team->threads();
-    const size_t floats = std::max({Gemm::scratch_floats(), attention_scratch_floats(), static_cast<size_t>(vocab_) + 64});
+    const size_t floats =
+        std::max({Gemm::scratch_floats(), attention_scratch_floats(), static_cast<size_t>(vocab_) + 64});
     scratch_stride_ = align_up(floats * sizeof(float), size_t{1} << 21);
-    if (!os_map(scratch_stride_ * static_cast<size_t>(threads), true, &scratch_memory_)) return fail(why, why_bytes, "no memory for scratch");
+    if (!os_map(scratch_stride_ * static_cast<size_t>(threads), true, &scratch_memory_))
+        return fail(why, why_bytes, "no memory for scratch");
 
     last_token_.assign(static_cast<size_t>(max_seqs_) * 2, 0);
-    for (auto* list : {&token_, &block_of_, &offset_of_, &history_of_}) list->assign(static_cast<size_t>(max_tokens_), 0);
+    for (auto* list : {&token_, &block_of_, &offset_of_, &history_of_})
+        list->assign(static_cast<size_t>(max_tokens_), 0);
     plan_of_.assign(body_.size(), -1);
     for (size_t i = 0; i < body_.size(); ++i) {
         if (body_[i].op != DI_OP_ATTENTION) continue;
@@ -169,7 +186,8 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
     if (vocab_ > 0) {
         sampler_scratch_.resize(static_cast<size_t>(threads));
         for (SamplerScratch& scratch : sampler_scratch_)
-            if (!scratch.create(vocab_, max_logprobs_)) return fail(why, why_bytes, "no memory for sampling %d tokens", vocab_);
+            if (!scratch.create(vocab_, max_logprobs_))
+                return fail(why, why_bytes, "no memory for sampling %d tokens", vocab_);
     }
     return true;
 }
@@ -181,12 +199,15 @@ Program::~Program() {
     os_unmap(&scratch_memory_);
 }
 
-int Program::weight_write(int weight, int row0, int rows, const void* const* row_data, DType source, char* why, size_t why_bytes) {
-    if (weight < 0 || static_cast<size_t>(weight) >= weights_.size()) return fail(why, why_bytes, "no weight %d", weight), DI_EINVAL;
+int Program::weight_write(int weight, int row0, int rows, const void* const* row_data, DType source, char* why,
+                          size_t why_bytes) {
+    if (weight < 0 || static_cast<size_t>(weight) >= weights_.size())
+        return fail(why, why_bytes, "no weight %d", weight), DI_EINVAL;
     const Weight& w = weights_[static_cast<size_t>(weight)];
     const KernelTable& kernels = *device_->kernels;
     if (w.desc.kind == DI_WEIGHT_VECTOR) {
-        if (row0 != 0 || rows != 1 || source != DType::F32) return fail(why, why_bytes, "weight %d: a vector is one fp32 row", weight), DI_EINVAL;
+        if (row0 != 0 || rows != 1 || source != DType::F32)
+            return fail(why, why_bytes, "weight %d: a vector is one fp32 row", weight), DI_EINVAL;
         std::memcpy(w.data, row_data[0], static_cast<size_t>(w.desc.n) * 4);
         return DI_OK;
     }
@@ -195,45 +216,59 @@ int Program::weight_write(int weight, int row0, int rows, const void* const* row
     const DType type = static_cast<DType>(w.desc.dtype);
     if (w.desc.kind == DI_WEIGHT_LINEAR) {
         // The kernel addresses rows and panels from the weight's start.
-        kernels.pack(w.data, type, row_data - row0, source, w.desc.k, w.desc.k_group, w.desc.k_group_padded, row0 / kCell, (row0 + rows) / kCell);
+        kernels.pack(w.data, type, row_data - row0, source, w.desc.k, w.desc.k_group, w.desc.k_group_padded,
+                     row0 / kCell, (row0 + rows) / kCell);
         return DI_OK;
     }
     const size_t stride = static_cast<size_t>(w.k_cells) * kCell * size_of(type);
     for (int i = 0; i < rows; ++i)
         if (row_data[i])
-            kernels.convert(w.data + static_cast<size_t>(row0 + i) * stride, type, row_data[i], source, static_cast<size_t>(w.desc.k));
+            kernels.convert(w.data + static_cast<size_t>(row0 + i) * stride, type, row_data[i], source,
+                            static_cast<size_t>(w.desc.k));
     return DI_OK;
 }
 
-// ---- A step ------------------------------------------------------------------------------------------------------------
+// ---- A step ----
 
 int Program::check(const di_step& step, char* why, size_t why_bytes) const {
     if (step.T < 1 || step.T > max_tokens_ || step.B < 1 || step.B > max_seqs_ || step.R < 0)
-        return fail(why, why_bytes, "step: %d tokens, %d sequences, %d logit rows; the program has %d tokens and %d sequences", step.T, step.B,
-                    step.R, max_tokens_, max_seqs_), DI_EINVAL;
+        return fail(why, why_bytes,
+                    "step: %d tokens, %d sequences, %d logit rows; the program has %d tokens and %d sequences", step.T,
+                    step.B, step.R, max_tokens_, max_seqs_),
+               DI_EINVAL;
     if (step.position_rows < 1 || step.position_rows > 3 || step.position_stride < step.T)
-        return fail(why, why_bytes, "step: %d position rows of %d", step.position_rows, step.position_stride), DI_EINVAL;
-    if (step.q_offset[0] != 0 || step.q_offset[step.B] != step.T) return fail(why, why_bytes, "step: sequences do not cover the tokens"), DI_EINVAL;
+        return fail(why, why_bytes, "step: %d position rows of %d", step.position_rows, step.position_stride),
+               DI_EINVAL;
+    if (step.q_offset[0] != 0 || step.q_offset[step.B] != step.T)
+        return fail(why, why_bytes, "step: sequences do not cover the tokens"), DI_EINVAL;
     for (int b = 0; b < step.B; ++b) {
         const int tokens = step.q_offset[b + 1] - step.q_offset[b];
-        if (tokens < 1 || step.kv_len[b] < tokens) return fail(why, why_bytes, "step: sequence %d has %d new of %d tokens", b, tokens, step.kv_len[b]), DI_EINVAL;
+        if (tokens < 1 || step.kv_len[b] < tokens)
+            return fail(why, why_bytes, "step: sequence %d has %d new of %d tokens", b, tokens, step.kv_len[b]),
+                   DI_EINVAL;
         if (kv_.layers == 0) continue;
         const int blocks = (step.kv_len[b] - 1) / kv_.block_tokens + 1;
-        if (blocks > step.max_blocks) return fail(why, why_bytes, "step: sequence %d needs %d blocks of %d", b, blocks, step.max_blocks), DI_EINVAL;
+        if (blocks > step.max_blocks)
+            return fail(why, why_bytes, "step: sequence %d needs %d blocks of %d", b, blocks, step.max_blocks),
+                   DI_EINVAL;
         const int32_t* table = step.block_table + static_cast<size_t>(b) * step.max_blocks;
         for (int i = 0; i < blocks; ++i)
-            if (table[i] < 0 || table[i] >= kv_desc_.blocks) return fail(why, why_bytes, "step: block %d does not exist", table[i]), DI_EINVAL;
+            if (table[i] < 0 || table[i] >= kv_desc_.blocks)
+                return fail(why, why_bytes, "step: block %d does not exist", table[i]), DI_EINVAL;
     }
     const int slots = static_cast<int>(last_token_.size());
     for (int t = 0; t < step.T; ++t)
-        if (step.tokens[t] < -slots) return fail(why, why_bytes, "step: token %d takes a sequence slot that does not exist", t), DI_EINVAL;
+        if (step.tokens[t] < -slots)
+            return fail(why, why_bytes, "step: token %d takes a sequence slot that does not exist", t), DI_EINVAL;
     for (int r = 0; r < step.R; ++r)
         if (step.logit_row[r] < 0 || step.logit_row[r] >= step.T || step.sample[r].slot >= slots)
             return fail(why, why_bytes, "step: logit row %d is out of range", r), DI_EINVAL;
     for (int i = 0; i < step.n_clear; ++i)
-        if (step.clear_blocks[i] < 0 || static_cast<size_t>(step.clear_blocks[i]) >= touched_.size()) return fail(why, why_bytes, "step: cleared block does not exist"), DI_EINVAL;
+        if (step.clear_blocks[i] < 0 || static_cast<size_t>(step.clear_blocks[i]) >= touched_.size())
+            return fail(why, why_bytes, "step: cleared block does not exist"), DI_EINVAL;
     for (int i = 0; i < step.n_external; ++i)
-        if (step.external_row[i] < 0 || step.external_row[i] >= step.T || (i && step.external_row[i] <= step.external_row[i - 1]))
+        if (step.external_row[i] < 0 || step.external_row[i] >= step.T ||
+            (i && step.external_row[i] <= step.external_row[i - 1]))
             return fail(why, why_bytes, "step: external rows must ascend within the step"), DI_EINVAL;
     return DI_OK;
 }
@@ -311,14 +346,16 @@ int Program::run(const di_step& step, char* why, size_t why_bytes) {
     return DI_OK;
 }
 
-// ---- Access from outside a step ------------------------------------------------------------------------------------------
+// ---- Access from outside a step ----
 
 int Program::kv_move(bool to_host, int n, const int32_t* blocks, void* const* host) {
     for (int i = 0; i < n; ++i) {
         if (blocks[i] < 0 || blocks[i] >= kv_desc_.blocks) return DI_EINVAL;
         uint8_t* data = kv_.k(blocks[i], 0, 0);
-        if (to_host) std::memcpy(host[i], data, kv_.block_bytes());
-        else std::memcpy(data, host[i], kv_.block_bytes());
+        if (to_host)
+            std::memcpy(host[i], data, kv_.block_bytes());
+        else
+            std::memcpy(data, host[i], kv_.block_bytes());
     }
     return DI_OK;
 }
@@ -352,8 +389,10 @@ int Program::slot_write(int slot, int rows, const float* data) {
         for (int c = 0; c < s.cols; ++c) {
             const size_t at = static_cast<size_t>(c / kCell) * view.step() + static_cast<size_t>(c % kCell);
             const float x = data[static_cast<size_t>(m) * static_cast<size_t>(s.cols) + static_cast<size_t>(c)];
-            if (view.dtype == DType::F32) view.row<float>(m)[at] = x;
-            else view.row<bf16>(m)[at] = narrow(x);
+            if (view.dtype == DType::F32)
+                view.row<float>(m)[at] = x;
+            else
+                view.row<bf16>(m)[at] = narrow(x);
         }
     return DI_OK;
 }

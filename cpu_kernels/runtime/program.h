@@ -23,7 +23,7 @@ struct CpuDevice {
 struct Weight {
     di_weight_desc desc;
     uint8_t* data;
-    int32_t k_cells;        // cells over the padded K; tables: cells of a row
+    int32_t k_cells;  // cells over the padded K; tables: cells of a row
 };
 
 class Program {
@@ -34,7 +34,8 @@ class Program {
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;
 
-    int weight_write(int weight, int row0, int rows, const void* const* row_data, DType source, char* why, size_t why_bytes);
+    int weight_write(int weight, int row0, int rows, const void* const* row_data, DType source, char* why,
+                     size_t why_bytes);
     int run(const di_step& step, char* why, size_t why_bytes);
 
     int64_t block_bytes() const { return static_cast<int64_t>(kv_.block_bytes()); }
@@ -63,13 +64,13 @@ class Program {
     Memory weight_memory_{}, kv_memory_{}, arena_memory_{}, scratch_memory_{};
     size_t scratch_stride_ = 0;
 
-    std::vector<int32_t> last_token_;                   // by sequence slot
-    std::vector<int32_t> token_, block_of_, offset_of_, history_of_;   // [T] of the current step
+    std::vector<int32_t> last_token_;                                 // by sequence slot
+    std::vector<int32_t> token_, block_of_, offset_of_, history_of_;  // [T] of the current step
     std::vector<AttentionPlan> plans_;
-    std::vector<int> plan_of_;                          // body instruction → plan, or -1
-    std::unique_ptr<Counter[]> counters_;               // two a body instruction: tasks and merges; the last one: sampled rows
-    std::vector<SamplerScratch> sampler_scratch_;       // a thread
-    std::vector<bool> touched_;                         // blocks that were ever handed out
+    std::vector<int> plan_of_;             // body instruction → plan, or -1
+    std::unique_ptr<Counter[]> counters_;  // two a body instruction: tasks and merges; the last one: sampled rows
+    std::vector<SamplerScratch> sampler_scratch_;  // a thread
+    std::vector<bool> touched_;                    // blocks that were ever handed out
     int64_t blocks_touched_ = 0;
     bool profiling_ = false;
     int64_t last_step_ns_ = 0;
@@ -82,7 +83,7 @@ struct Run {
     const KernelTable& kernels;
     const di_step& step;
     int thread, threads;
-    int tail_row = 0, tail_count = 0;                   // the current tile of logit rows
+    int tail_row = 0, tail_count = 0;  // the current tile of logit rows
 
     void barrier() const { program.device_->team->barrier(thread); }
     int rows(const di_slot& slot) const { return slot.rows == DI_ROWS_T ? step.T : tail_count; }
@@ -95,7 +96,9 @@ struct Run {
     const int32_t* block_of() const { return program.block_of_.data(); }
     const int32_t* offset_of() const { return program.offset_of_.data(); }
     const int32_t* history_of() const { return program.history_of_.data(); }
-    AttentionPlan& plan(int index) const { return program.plans_[static_cast<size_t>(program.plan_of_[static_cast<size_t>(index)])]; }
+    AttentionPlan& plan(int index) const {
+        return program.plans_[static_cast<size_t>(program.plan_of_[static_cast<size_t>(index)])];
+    }
     Counter& counter(int index, int which) const { return program.counters_[static_cast<size_t>(index * 2 + which)]; }
     Counter& sample_counter() const { return program.counters_[program.body_.size() * 2]; }
     SamplerScratch& sampler_scratch() const { return program.sampler_scratch_[static_cast<size_t>(thread)]; }
@@ -107,17 +110,18 @@ struct Run {
 
 // Does this thread's share of one instruction; `index` is its place in the body, or -1 in the tail.
 using OpFn = void (*)(const Run& run, const di_instr& instr, int index);
-OpFn op_function(int op);           // null: unknown
+OpFn op_function(int op);  // null: unknown
 
 // Whether a program's instruction is one that this device can run; the reason in `why` otherwise.
-bool check_instr(const di_instr& instr, bool in_tail, const std::vector<di_slot>& slots, const std::vector<Weight>& weights,
-                 const di_kv_desc& kv, char* why, size_t why_bytes);
+bool check_instr(const di_instr& instr, bool in_tail, const std::vector<di_slot>& slots,
+                 const std::vector<Weight>& weights, const di_kv_desc& kv, char* why, size_t why_bytes);
 
 struct Range {
     int begin, end;
 };
 inline Range share(int n, int part, int parts) {
-    return {static_cast<int>(static_cast<int64_t>(n) * part / parts), static_cast<int>(static_cast<int64_t>(n) * (part + 1) / parts)};
+    return {static_cast<int>(static_cast<int64_t>(n) * part / parts),
+            static_cast<int>(static_cast<int64_t>(n) * (part + 1) / parts)};
 }
 
 }  // namespace di

@@ -39,7 +39,7 @@ void rope_table(const RopeTableArgs& a, int t0, int t1) {
     int row_of[kMaxHalf];
     for (int j = 0; j < a.half; ++j) row_of[j] = position_row(a, j);
     float dynamic[kMaxHalf];
-    int dynamic_length = -1;        // the length that `dynamic` holds the frequencies of
+    int dynamic_length = -1;  // the length that `dynamic` holds the frequencies of
 
     for (int t = t0; t < t1; ++t) {
         const float* inv_freq = a.inv_freq;

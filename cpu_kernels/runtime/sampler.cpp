@@ -14,9 +14,9 @@ namespace {
 
 constexpr int kBlock = SamplerScratch::kBlock;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kGreedyBelow = 1e-5f;   // a temperature this small is greedy
-constexpr float kHottest = 1e30f;       // and beyond this one nothing changes any more, but -inf / temperature would
-constexpr int kFirstNucleus = 128;      // candidates that top_p looks at first
+constexpr float kGreedyBelow = 1e-5f;  // a temperature this small is greedy
+constexpr float kHottest = 1e30f;      // and beyond this one nothing changes any more, but -inf / temperature would
+constexpr int kFirstNucleus = 128;     // candidates that top_p looks at first
 
 bool is_nan(float x) { return x != x; }
 
@@ -24,9 +24,9 @@ bool is_nan(float x) { return x != x; }
 
 struct Candidates {
     const float* x;
-    const int32_t* ids;     // null: the index is the token
+    const int32_t* ids;  // null: the index is the token
     int n;
-    const float* maxima;    // [blocks()]
+    const float* maxima;  // [blocks()]
     float max;
 
     int blocks() const { return (n + kBlock - 1) / kBlock; }
@@ -147,7 +147,7 @@ Key nucleus(const Candidates& c, uint64_t need, SamplerScratch& s) {
         end = begin + collect(c, all ? c.n : m, s);
         if (all || mass(begin, end) >= need) break;
     }
-    while (end - begin > 1) {                       // the wanted key is in [begin, end)
+    while (end - begin > 1) {  // the wanted key is in [begin, end)
         Key* middle = begin + (end - begin) / 2;
         std::nth_element(begin, middle, end, std::greater<Key>());
         const uint64_t upper = mass(begin, middle);

@@ -66,8 +66,7 @@ Team* Team::create(int threads, char* why, size_t why_size) {
     return team;
 }
 
-Team::Team(int threads)
-    : threads_(threads), generation_(os_fork_generation()), crowded_(threads > os_usable_cpus()) {}
+Team::Team(int threads) : threads_(threads), generation_(os_fork_generation()), crowded_(threads > os_usable_cpus()) {}
 
 Team::~Team() {
     if (generation_ == os_fork_generation() && started_ > 0) {

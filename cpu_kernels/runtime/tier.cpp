@@ -13,7 +13,8 @@ namespace {
 constexpr uint64_t kAvx2 = features(Feature::AVX2, Feature::FMA, Feature::F16C);
 constexpr uint64_t kAvx512 =
     kAvx2 | features(Feature::AVX512F, Feature::AVX512BW, Feature::AVX512DQ, Feature::AVX512VL);
-constexpr uint64_t kAmx = kAvx512 | features(Feature::AVX512_BF16, Feature::AMX_TILE, Feature::AMX_BF16, Feature::AMX_INT8);
+constexpr uint64_t kAmx =
+    kAvx512 | features(Feature::AVX512_BF16, Feature::AMX_TILE, Feature::AMX_BF16, Feature::AMX_INT8);
 
 constexpr Tier kTiers[] = {
     {"amx", kAmx, amx_table},
@@ -45,7 +46,8 @@ const Tier* find_tier(const char* isa, char* why, size_t why_bytes) {
         std::snprintf(why, why_bytes, "tier '%s' needs processor features that this machine lacks: %s", isa, missing);
         return nullptr;
     }
-    std::snprintf(why, why_bytes, "unknown tier '%s'; this build has amx, avx512, avx2 and scalar on x86-64, scalar elsewhere", isa);
+    std::snprintf(why, why_bytes,
+                  "unknown tier '%s'; this build has amx, avx512, avx2 and scalar on x86-64, scalar elsewhere", isa);
     return nullptr;
 }
 

@@ -39,8 +39,8 @@ DI_INLINE float widen_f16(f16 h) {
 DI_INLINE f16 narrow_f16(float x) {
     const uint32_t u = bits_of(x), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
     if (a > 0x7f800000u) return static_cast<f16>(sign | 0x7e00u | (a >> 13 & 0x3ffu));
-    if (a >= 0x477ff000u) return static_cast<f16>(sign | 0x7c00u);                      // 65520 and above
-    if (a < 0x38800000u) {                                                              // below 2^-14: a denormal half
+    if (a >= 0x477ff000u) return static_cast<f16>(sign | 0x7c00u);  // 65520 and above
+    if (a < 0x38800000u) {                                          // below 2^-14: a denormal half
         const float steps = a < 0x00800000u ? 0.0f : float_of(a) * 0x1p24f;
         return static_cast<f16>(sign | (bits_of(steps + 0x1p23f) - 0x4b000000u));
     }
@@ -48,7 +48,7 @@ DI_INLINE f16 narrow_f16(float x) {
 }
 
 struct Vec {
-    static constexpr int kGemmRows = 1;   // rows of the product kernel
+    static constexpr int kGemmRows = 1;  // rows of the product kernel
     float f[16];
 
     struct Mask {
@@ -60,13 +60,15 @@ struct Vec {
         }
     };
 
-    template <class F> static inline Vec each(F fn) {
+    template <class F>
+    static inline Vec each(F fn) {
         Vec r;
 #pragma GCC unroll 1
         for (int i = 0; i < 16; ++i) r.f[i] = fn(i);
         return r;
     }
-    template <class F> static DI_INLINE Mask test(F fn) {
+    template <class F>
+    static DI_INLINE Mask test(F fn) {
         Mask r;
 #pragma GCC unroll 1
         for (int i = 0; i < 16; ++i) r.b[i] = fn(i);
@@ -74,11 +76,21 @@ struct Vec {
     }
 
     static Vec zero() { return set(0.0f); }
-    static Vec set(float x) { return each([=](int) { return x; }); }
-    static Vec load(const float* p) { return each([=](int i) { return p[i]; }); }
-    static Vec load_partial(const float* p, int n) { return each([=](int i) { return i < n ? p[i] : 0.0f; }); }
-    static Vec load_bf16(const bf16* p) { return each([=](int i) { return widen_bf16(p[i]); }); }
-    static Vec load_f16(const f16* p) { return each([=](int i) { return widen_f16(p[i]); }); }
+    static Vec set(float x) {
+        return each([=](int) { return x; });
+    }
+    static Vec load(const float* p) {
+        return each([=](int i) { return p[i]; });
+    }
+    static Vec load_partial(const float* p, int n) {
+        return each([=](int i) { return i < n ? p[i] : 0.0f; });
+    }
+    static Vec load_bf16(const bf16* p) {
+        return each([=](int i) { return widen_bf16(p[i]); });
+    }
+    static Vec load_f16(const f16* p) {
+        return each([=](int i) { return widen_f16(p[i]); });
+    }
     static void load_pairs_bf16(const bf16* p, Vec& even, Vec& odd) {
         even = each([=](int i) { return widen_bf16(p[2 * i]); });
         odd = each([=](int i) { return widen_bf16(p[2 * i + 1]); });
@@ -98,7 +110,9 @@ struct Vec {
         for (int i = 0; i < 16; ++i) p[i] = narrow_f16(f[i]);
     }
 
-    static Mask first_n(int n) { return test([=](int i) { return i < n; }); }
+    static Mask first_n(int n) {
+        return test([=](int i) { return i < n; });
+    }
     float lane(int i) const { return f[i]; }
 
     float reduce_add() const {
@@ -116,33 +130,69 @@ struct Vec {
     }
 };
 
-inline Vec operator+(Vec a, Vec b) { return Vec::each([&](int i) { return a.f[i] + b.f[i]; }); }
-inline Vec operator-(Vec a, Vec b) { return Vec::each([&](int i) { return a.f[i] - b.f[i]; }); }
-inline Vec operator*(Vec a, Vec b) { return Vec::each([&](int i) { return a.f[i] * b.f[i]; }); }
-inline Vec operator/(Vec a, Vec b) { return Vec::each([&](int i) { return a.f[i] / b.f[i]; }); }
-inline Vec operator-(Vec a) { return Vec::each([&](int i) { return float_of(bits_of(a.f[i]) ^ 0x80000000u); }); }
+inline Vec operator+(Vec a, Vec b) {
+    return Vec::each([&](int i) { return a.f[i] + b.f[i]; });
+}
+inline Vec operator-(Vec a, Vec b) {
+    return Vec::each([&](int i) { return a.f[i] - b.f[i]; });
+}
+inline Vec operator*(Vec a, Vec b) {
+    return Vec::each([&](int i) { return a.f[i] * b.f[i]; });
+}
+inline Vec operator/(Vec a, Vec b) {
+    return Vec::each([&](int i) { return a.f[i] / b.f[i]; });
+}
+inline Vec operator-(Vec a) {
+    return Vec::each([&](int i) { return float_of(bits_of(a.f[i]) ^ 0x80000000u); });
+}
 inline Vec fma(Vec a, Vec b, Vec c) {
     return Vec::each([&](int i) { return __builtin_fmaf(a.f[i], b.f[i], c.f[i]); });
 }
 // a > b ? a : b, so b where either is NaN.
-inline Vec max(Vec a, Vec b) { return Vec::each([&](int i) { return a.f[i] > b.f[i] ? a.f[i] : b.f[i]; }); }
-inline Vec min(Vec a, Vec b) { return Vec::each([&](int i) { return a.f[i] < b.f[i] ? a.f[i] : b.f[i]; }); }
-inline Vec abs(Vec a) { return Vec::each([&](int i) { return float_of(bits_of(a.f[i]) & 0x7fffffffu); }); }
-inline Vec sqrt(Vec a) { return Vec::each([&](int i) { return __builtin_sqrtf(a.f[i]); }); }
-inline Vec rint(Vec a) { return Vec::each([&](int i) { return __builtin_rintf(a.f[i]); }); }
+inline Vec max(Vec a, Vec b) {
+    return Vec::each([&](int i) { return a.f[i] > b.f[i] ? a.f[i] : b.f[i]; });
+}
+inline Vec min(Vec a, Vec b) {
+    return Vec::each([&](int i) { return a.f[i] < b.f[i] ? a.f[i] : b.f[i]; });
+}
+inline Vec abs(Vec a) {
+    return Vec::each([&](int i) { return float_of(bits_of(a.f[i]) & 0x7fffffffu); });
+}
+inline Vec sqrt(Vec a) {
+    return Vec::each([&](int i) { return __builtin_sqrtf(a.f[i]); });
+}
+inline Vec rint(Vec a) {
+    return Vec::each([&](int i) { return __builtin_rintf(a.f[i]); });
+}
 // 2^n for integral n in [-126, 127]: n + 127 becomes the low bits of a float near 1.5 * 2^23, then the exponent.
 inline Vec pow2(Vec n) {
     return Vec::each([&](int i) { return float_of(bits_of(n.f[i] + (0x1.8p23f + 127.0f)) << 23); });
 }
 
-inline Vec::Mask less(Vec a, Vec b) { return Vec::test([&](int i) { return a.f[i] < b.f[i]; }); }
-inline Vec::Mask less_equal(Vec a, Vec b) { return Vec::test([&](int i) { return a.f[i] <= b.f[i]; }); }
-inline Vec::Mask equal(Vec a, Vec b) { return Vec::test([&](int i) { return a.f[i] == b.f[i]; }); }
-inline Vec::Mask is_nan(Vec a) { return Vec::test([&](int i) { return a.f[i] != a.f[i]; }); }
-inline Vec::Mask operator&(Vec::Mask a, Vec::Mask b) { return Vec::test([&](int i) { return a.b[i] && b.b[i]; }); }
-inline Vec::Mask operator|(Vec::Mask a, Vec::Mask b) { return Vec::test([&](int i) { return a.b[i] || b.b[i]; }); }
-inline Vec::Mask operator!(Vec::Mask a) { return Vec::test([&](int i) { return !a.b[i]; }); }
-inline Vec select(Vec::Mask m, Vec a, Vec b) { return Vec::each([&](int i) { return m.b[i] ? a.f[i] : b.f[i]; }); }
+inline Vec::Mask less(Vec a, Vec b) {
+    return Vec::test([&](int i) { return a.f[i] < b.f[i]; });
+}
+inline Vec::Mask less_equal(Vec a, Vec b) {
+    return Vec::test([&](int i) { return a.f[i] <= b.f[i]; });
+}
+inline Vec::Mask equal(Vec a, Vec b) {
+    return Vec::test([&](int i) { return a.f[i] == b.f[i]; });
+}
+inline Vec::Mask is_nan(Vec a) {
+    return Vec::test([&](int i) { return a.f[i] != a.f[i]; });
+}
+inline Vec::Mask operator&(Vec::Mask a, Vec::Mask b) {
+    return Vec::test([&](int i) { return a.b[i] && b.b[i]; });
+}
+inline Vec::Mask operator|(Vec::Mask a, Vec::Mask b) {
+    return Vec::test([&](int i) { return a.b[i] || b.b[i]; });
+}
+inline Vec::Mask operator!(Vec::Mask a) {
+    return Vec::test([&](int i) { return !a.b[i]; });
+}
+inline Vec select(Vec::Mask m, Vec a, Vec b) {
+    return Vec::each([&](int i) { return m.b[i] ? a.f[i] : b.f[i]; });
+}
 
 }  // namespace
 }  // namespace di

@@ -15,9 +15,9 @@ using SveMask = svbool_t DI_SVE_FIXED;
 #undef DI_SVE_FIXED
 
 struct Vec {
-    static constexpr int kLanes = __ARM_FEATURE_SVE_BITS / 32;   // of a register
+    static constexpr int kLanes = __ARM_FEATURE_SVE_BITS / 32;  // of a register
     static constexpr int kParts = 16 / kLanes;
-    static constexpr int kGemmRows = kParts == 1 ? 8 : kParts == 2 ? 4 : 2;   // rows of the product kernel
+    static constexpr int kGemmRows = kParts == 1 ? 8 : kParts == 2 ? 4 : 2;  // rows of the product kernel
     static_assert(kParts >= 1, "a Vec is 16 lanes: vectors are at most 512 bits long");
     SveFloats v[kParts];
 
@@ -30,12 +30,14 @@ struct Vec {
         }
     };
 
-    template <class F> static DI_INLINE Vec each(F f) {
+    template <class F>
+    static DI_INLINE Vec each(F f) {
         Vec r;
         for (int i = 0; i < kParts; ++i) r.v[i] = f(i);
         return r;
     }
-    template <class F> static DI_INLINE Mask test(F f) {
+    template <class F>
+    static DI_INLINE Mask test(F f) {
         Mask r;
         for (int i = 0; i < kParts; ++i) r.v[i] = f(i);
         return r;
@@ -61,9 +63,8 @@ struct Vec {
     // One panel line: 16 pairs.
     static DI_INLINE void load_pairs_bf16(const bf16* p, Vec& even, Vec& odd) {
         even = each([=](int i) { return high_half(load_bits(p, i)); });
-        odd = each([=](int i) {
-            return svreinterpret_f32_u32(svand_n_u32_x(svptrue_b32(), load_bits(p, i), 0xffff0000u));
-        });
+        odd = each(
+            [=](int i) { return svreinterpret_f32_u32(svand_n_u32_x(svptrue_b32(), load_bits(p, i), 0xffff0000u)); });
     }
     static DI_INLINE void load_pairs_f16(const f16* p, Vec& even, Vec& odd) {
         even = each([=](int i) { return widen_f16(load_bits(p, i)); });
@@ -104,14 +105,14 @@ struct Vec {
         }
         return t[0];
     }
-    DI_INLINE float reduce_max() const {   // FMAX gives NaN for NaN
+    DI_INLINE float reduce_max() const {  // FMAX gives NaN for NaN
         const svbool_t all = svptrue_b32();
         svfloat32_t m = v[0];
         for (int i = 1; i < kParts; ++i) m = svmax_f32_x(all, m, v[i]);
         return svmaxv_f32(all, m);
     }
 
-private:
+  private:
     static DI_INLINE svuint32_t load_bits(const uint16_t* p, int part) {
         return svld1_u32(svptrue_b32(), reinterpret_cast<const uint32_t*>(p) + part * kLanes);
     }
@@ -145,18 +146,25 @@ DI_INLINE Vec operator*(Vec a, Vec b) {
 DI_INLINE Vec operator/(Vec a, Vec b) {
     return Vec::each([&](int i) { return svdiv_f32_x(svptrue_b32(), a.v[i], b.v[i]); });
 }
-DI_INLINE Vec operator-(Vec a) { return Vec::each([&](int i) { return svneg_f32_x(svptrue_b32(), a.v[i]); }); }
+DI_INLINE Vec operator-(Vec a) {
+    return Vec::each([&](int i) { return svneg_f32_x(svptrue_b32(), a.v[i]); });
+}
 DI_INLINE Vec fma(Vec a, Vec b, Vec c) {
     return Vec::each([&](int i) { return svmla_f32_x(svptrue_b32(), c.v[i], a.v[i], b.v[i]); });
 }
-DI_INLINE Vec abs(Vec a) { return Vec::each([&](int i) { return svabs_f32_x(svptrue_b32(), a.v[i]); }); }
-DI_INLINE Vec sqrt(Vec a) { return Vec::each([&](int i) { return svsqrt_f32_x(svptrue_b32(), a.v[i]); }); }
-DI_INLINE Vec rint(Vec a) { return Vec::each([&](int i) { return svrintn_f32_x(svptrue_b32(), a.v[i]); }); }
+DI_INLINE Vec abs(Vec a) {
+    return Vec::each([&](int i) { return svabs_f32_x(svptrue_b32(), a.v[i]); });
+}
+DI_INLINE Vec sqrt(Vec a) {
+    return Vec::each([&](int i) { return svsqrt_f32_x(svptrue_b32(), a.v[i]); });
+}
+DI_INLINE Vec rint(Vec a) {
+    return Vec::each([&](int i) { return svrintn_f32_x(svptrue_b32(), a.v[i]); });
+}
 DI_INLINE Vec pow2(Vec n) {
     const Vec t = n + Vec::set(0x1.8p23f + 127.0f);
-    return Vec::each([&](int i) {
-        return svreinterpret_f32_u32(svlsl_n_u32_x(svptrue_b32(), svreinterpret_u32_f32(t.v[i]), 23));
-    });
+    return Vec::each(
+        [&](int i) { return svreinterpret_f32_u32(svlsl_n_u32_x(svptrue_b32(), svreinterpret_u32_f32(t.v[i]), 23)); });
 }
 
 DI_INLINE Vec::Mask less(Vec a, Vec b) {
@@ -183,7 +191,7 @@ DI_INLINE Vec::Mask operator!(Vec::Mask a) {
 DI_INLINE Vec select(Vec::Mask m, Vec a, Vec b) {
     return Vec::each([&](int i) { return svsel_f32(m.v[i], a.v[i], b.v[i]); });
 }
-DI_INLINE Vec max(Vec a, Vec b) { return select(less(b, a), a, b); }   // as on x86: b where either is NaN
+DI_INLINE Vec max(Vec a, Vec b) { return select(less(b, a), a, b); }  // as on x86: b where either is NaN
 DI_INLINE Vec min(Vec a, Vec b) { return select(less(a, b), a, b); }
 
 }  // namespace

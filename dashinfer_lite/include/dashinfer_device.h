@@ -181,6 +181,7 @@ typedef struct di_step {
     float *out_logits;              /* [R][V] or NULL */
 } di_step;
 
+/* A row that is not OK still leaves some valid token as its slot's last one: the next step may be in flight already. */
 typedef enum { DI_SAMPLE_OK = 0, DI_SAMPLE_NAN = 1, DI_SAMPLE_EMPTY = 2 } di_sample_status;
 
 /* ----------------------------------------------------------------------------------------------------------- device -- */

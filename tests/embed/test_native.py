@@ -47,7 +47,7 @@ def big_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_memory(run_python: Callable[..., CompletedProcess[str]], big_folder: Path) -> None:
-    """Peak memory above the process with its tokenizer is at most 1.15 × (packed weights + KV touched); close() gives it back."""
+    """Above a process with a tokenizer: at most 1.15 × (packed weights + KV touched), and nothing after close()."""
     done = run_python(MEMORY, str(big_folder))
     assert (done.returncode, done.stdout.strip()) == (0, "well"), done.stderr
 

@@ -1,7 +1,8 @@
 """The CPU device on every tier, in fp32 and in the model's own 16-bit type, against each family's reference.
 
-Rule 1: fp32 logits within 1e-3 and all tokens. Rule 2: in 16 bit an error of at most twice (rms) and three times (maximum) the reference's own, and the
-reference's tokens up to the first step whose margin is under four times that rms. All prompts run together.
+Rule 1: fp32 logits within 1e-3 and all tokens. Rule 2: in 16 bit an error of at most twice (rms) and three times
+(maximum) the reference's own, and the reference's tokens up to the first step whose margin is under four times that
+rms. All prompts run together.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@
 #include "../../cpu_kernels/runtime/rope_table.h"
 
 // y is an fp32 activation of `tokens` rows and `cols` columns in cells, as layout.h describes.
-extern "C" __attribute__((visibility("default"))) void rope(
-    float* y, int tokens, int cols, const float* inv_freq, const float* long_inv_freq, int kind, int half, int original,
-    const int* sections, int interleaved, const float* factors, const int* positions, int rows, int stride,
-    const int* history, int t0, int t1) {
+extern "C" __attribute__((visibility("default"))) void rope(float* y, int tokens, int cols, const float* inv_freq,
+                                                            const float* long_inv_freq, int kind, int half,
+                                                            int original, const int* sections, int interleaved,
+                                                            const float* factors, const int* positions, int rows,
+                                                            int stride, const int* history, int t0, int t1) {
     const di::KernelFpMode mode;
     di::RopeTableArgs a{};
     a.y = di::View{y, tokens, cols, cols / di::kCell, 0, di::DType::F32};

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dashinfer_lite.graph.rope_frequencies import RopeFrequencies, RopeKind, rope_frequencies
 from dashinfer_lite.devices.rope_reference import position_rows, rope_table
+from dashinfer_lite.graph.rope_frequencies import RopeFrequencies, RopeKind, rope_frequencies
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.5}
 LONG = {

@@ -19,8 +19,7 @@ float plain_exp(float x) {
     float r = std::fma(-n, 0.693359375f, x);
     r = std::fma(-n, -2.12194440e-4f, r);
     float p = 1.9875691500e-4f;
-    for (const float c : kCoefficients)
-        p = std::fma(p, r, c);
+    for (const float c : kCoefficients) p = std::fma(p, r, c);
     return std::ldexp(std::fma(p, r * r, r + 1.0f), static_cast<int>(n));
 }
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dashinfer_lite.devices.step import SAMPLE_DTYPE, STATUS_EMPTY, STATUS_NAN, STATUS_OK
 from dashinfer_lite.devices.sampling_reference import sample_row
+from dashinfer_lite.devices.step import SAMPLE_DTYPE, STATUS_EMPTY, STATUS_NAN, STATUS_OK
 
 SETTINGS = settings(
     deadline=None, print_blob=True, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -21,14 +21,15 @@ using namespace di;
 
 struct Random {
     uint64_t state = 88172645463325252u;
-    float next() {   // in [-1, 1)
+    float next() {  // in [-1, 1)
         state ^= state << 13, state ^= state >> 7, state ^= state << 17;
         return static_cast<float>(static_cast<int32_t>(state >> 32)) * 0x1p-31f;
     }
 };
 
 // Zeroed, cache-line aligned memory that lives as long as the program.
-template <class T> T* array(size_t n) {
+template <class T>
+T* array(size_t n) {
     const size_t bytes = (n * sizeof(T) + 63) / 64 * 64;
     void* p = aligned_alloc(64, bytes);
     CHECK(p);
@@ -65,7 +66,7 @@ float expected_product(const float* x, const float* w, int cells) {
 }
 
 float rounded(DType type, float x) {
-    float narrow, wide;   // 16 bits or 32
+    float narrow, wide;  // 16 bits or 32
     convert(&narrow, type, &x, DType::F32, 1);
     convert(&wide, DType::F32, &narrow, type, 1);
     return wide;
@@ -109,7 +110,7 @@ void check_product(DType type, int M, int N, int cells) {
 
 void check_products(DType type) {
     for (int M : {1, 3, 34}) check_product(type, M, 64, 3);
-    check_product(type, 2, 32, 66);   // two segments
+    check_product(type, 2, 32, 66);  // two segments
 }
 
 void products_f32() { check_products(DType::F32); }

@@ -5,12 +5,12 @@
 #include <cstdlib>
 #include <cstring>
 
-#define CHECK(condition)                                                             \
-    do {                                                                             \
-        if (!(condition)) {                                                          \
-            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);  \
-            abort();                                                                 \
-        }                                                                            \
+#define CHECK(condition)                                                            \
+    do {                                                                            \
+        if (!(condition)) {                                                         \
+            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
+            abort();                                                                \
+        }                                                                           \
     } while (false)
 
 struct Case {
@@ -18,7 +18,8 @@ struct Case {
     void (*run)();
 };
 
-template <size_t N> int run_case(const Case (&cases)[N], const char* name) {
+template <size_t N>
+int run_case(const Case (&cases)[N], const char* name) {
     for (const Case& c : cases) {
         if (strcmp(c.name, name) == 0) return c.run(), 0;
     }
