@@ -136,8 +136,9 @@ struct Block {
 };
 
 template <bool kTwo>
-DI_INLINE void run_block(const Block& b, Lines& next_w, int w_lines, Lines next_x, Lines out) {
+DI_INLINE void run_block(const Block& b, Lines& next_w, int w_lines, Lines next_x, Lines out, PendingRows& pending) {
     const int x_lines = next_x.share(b.cells), out_lines = out.share(b.cells);
+    const int pending_rows = parts_of(pending.rows, b.cells);
     if (b.from) {
         tile_load_stream<4>(b.from), tile_load_stream<5>(b.from + 256);
         if (kTwo) tile_load_stream<6>(b.from + 512), tile_load_stream<7>(b.from + 768);
@@ -159,13 +160,26 @@ DI_INLINE void run_block(const Block& b, Lines& next_w, int w_lines, Lines next_
         next_w.fetch<0, 2>(w_lines);
         next_x.fetch<0, 2>(x_lines);
         out.fetch<1, 3>(out_lines);
+        pending.advance(pending_rows);
     }
+    pending.finish_all();
 }
+
+// Two blocks of sums, in turn: one is finished while the other is stored.
+struct KeptSums {
+    alignas(64) float block[2][kCellSize];
+    int turn = 0;
+
+    float* next() { return block[turn ^= 1]; }
+};
 
 // One group of panels [q0, q1) against one chunk of rows [m0, m1).
 struct Group {
     const Gemm& g;
     int m0, m1, q0, q1;
+    // The rows of the block before wait here and are finished between the tile instructions of the next one.
+    PendingRows& pending;
+    KeptSums& kept;
 
     int bands() const { return (m1 - m0 + kCell - 1) / kCell; }
     float* acc(int p, int band) const { return g.scratch + (static_cast<size_t>(p - q0) * bands() + band) * kCellSize; }
@@ -174,7 +188,7 @@ struct Group {
         return reinterpret_cast<const char*>(g.x.row<const bf16>(m0 + band * kCell)) + cell * kCellBytes;
     }
 
-    DI_INLINE void run() const {
+    DI_INLINE void run() {
         const int last = segments(g.k_cells) - 1;
         for (int s = 0; s <= last; ++s) {
             const int begin = segment_begin(g.k_cells, s), cells = segment_begin(g.k_cells, s + 1) - begin;
@@ -206,7 +220,7 @@ struct Group {
         step.next1 = step.next0 + (left < same ? left : same);
     }
 
-    DI_INLINE void run_panel(const Step& step, int p) const {
+    DI_INLINE void run_panel(const Step& step, int p) {
         const int cells = step.k1 - step.k0;
         const char* w = panel_of(g, p) + step.k0 * kCellBytes;
         const char* w_next = p + 1 < q1 ? panel_of(g, p + 1) + step.k0 * kCellBytes
@@ -221,9 +235,9 @@ struct Group {
             const Block block{x(i, step.k0), w, cells, step.first ? nullptr : acc(p, i)};
             const Lines next_x{x(i, x0), x(i, x1)}, out = output_lines(step, m, p, i);
             if (rows > 16) {
-                run_block<true>(block, next_w, w_lines, next_x, out);
+                run_block<true>(block, next_w, w_lines, next_x, out, pending);
             } else {
-                run_block<false>(block, next_w, w_lines, next_x, out);
+                run_block<false>(block, next_w, w_lines, next_x, out, pending);
             }
             store(step, m, rows, p, i);
         }
@@ -242,24 +256,26 @@ struct Group {
     }
 
     // The sums leave the tiles: as they are within a segment, merged into the total at its end, finished at K's end.
-    DI_INLINE void store(const Step& step, int m, int rows, int p, int band) const {
+    DI_INLINE void store(const Step& step, int m, int rows, int p, int band) {
         if (!step.last) {
             float* to = acc(p, band);
             tile_store<4>(to), tile_store<5>(to + 256), tile_store<6>(to + 512), tile_store<7>(to + 768);
             return;
         }
-        alignas(64) float sums[kCellSize];
+        float* sums = kept.next();
         float* to = step.segment == 0 && !step.final ? total(p, band) : sums;
         store_sums<4, 5>(to);
         store_sums<6, 7>(to + 16 * kCell);
         if (step.segment > 0 && step.final) add_sums(sums, total(p, band), kCell);
         if (step.segment > 0 && !step.final) add_sums(total(p, band), sums, kCell);
-        if (step.final) finish(g, m, rows, p, sums);
+        if (step.final) pending.begin(g, m, rows, p, sums);
     }
 };
 
 DI_INLINE void gemm_blocked(const Gemm& g, int m0, int m1, int p0, int p1) {
     configure_tiles(16, 16);
+    PendingRows pending;
+    KeptSums kept;
     const int bands = (m1 - m0 + kCell - 1) / kCell;
     const int chunks = parts_of(bands, kChunkBands), groups = parts_of(p1 - p0, kGroupPanels);
     for (int c = 0; c < chunks; ++c) {
@@ -267,9 +283,10 @@ DI_INLINE void gemm_blocked(const Gemm& g, int m0, int m1, int p0, int p1) {
         const int end = m0 + part_begin(bands, chunks, c + 1) * kCell;
         for (int q = 0; q < groups; ++q) {
             const int q0 = p0 + part_begin(p1 - p0, groups, q), q1 = p0 + part_begin(p1 - p0, groups, q + 1);
-            Group{g, begin, end < m1 ? end : m1, q0, q1}.run();
+            Group{g, begin, end < m1 ? end : m1, q0, q1, pending, kept}.run();
         }
     }
+    pending.finish_all();
 }
 
 void gemm_bf16_amx(const Gemm& g, int m0, int m1, int p0, int p1) {

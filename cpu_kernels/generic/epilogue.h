@@ -39,6 +39,8 @@ struct OutputRows {
     const float* residual;
     const float* bias;  // of the panel
 
+    OutputRows(Out* to, const float* added, const float* biases) : y(to), residual(added), bias(biases) {}
+
     OutputRows(const Gemm& g, int m, int p) {
         const int column = g.gated ? 16 * p : 32 * p;
         y = g.y.row<Out>(m) + column / kCell * g.y.step() + column % kCell;
@@ -53,12 +55,12 @@ struct OutputRows {
 };
 
 template <class Out>
-DI_INLINE void finish_linear(const OutputRows<Out>& out, int rows, const float* sums) {
+DI_INLINE void finish_linear(const OutputRows<Out>& out, int r0, int r1, const float* sums) {
     with_flag(out.bias, [&](auto biased) {
         with_flag(out.residual, [&](auto added) {
             const Vec bias[2] = {biased.value ? Vec::load(out.bias) : Vec::zero(),
                                  biased.value ? Vec::load(out.bias + 16) : Vec::zero()};
-            for (int r = 0; r < rows; ++r) {
+            for (int r = r0; r < r1; ++r) {
                 for (int h = 0; h < 2; ++h) {
                     const size_t at = static_cast<size_t>(r) * kCell + 16 * h;
                     Vec v = Vec::load(sums + at);
@@ -72,8 +74,8 @@ DI_INLINE void finish_linear(const OutputRows<Out>& out, int rows, const float* 
 }
 
 template <class Out>
-DI_INLINE void finish_gated(const OutputRows<Out>& out, Act act, int rows, const float* sums) {
-    for (int r = 0; r < rows; ++r) {
+DI_INLINE void finish_gated(const OutputRows<Out>& out, Act act, int r0, int r1, const float* sums) {
+    for (int r = r0; r < r1; ++r) {
         const size_t at = static_cast<size_t>(r) * kCell;
         Vec gate = Vec::load(sums + at), up = Vec::load(sums + at + 16);
         if (out.bias) {
@@ -87,8 +89,8 @@ DI_INLINE void finish_gated(const OutputRows<Out>& out, Act act, int rows, const
 }
 
 template <class Out>
-DI_INLINE void finish_activated(const OutputRows<Out>& out, Act act, int rows, const float* sums) {
-    for (int r = 0; r < 2 * rows; ++r) {
+DI_INLINE void finish_activated(const OutputRows<Out>& out, Act act, int r0, int r1, const float* sums) {
+    for (int r = 2 * r0; r < 2 * r1; ++r) {
         const size_t at = static_cast<size_t>(r) * 16;
         Vec v = Vec::load(sums + at);
         if (out.bias) v = v + Vec::load(out.bias + at % kCell);
@@ -102,14 +104,59 @@ DI_INLINE void finish_activated(const OutputRows<Out>& out, Act act, int rows, c
 template <class Out>
 DI_NOINLINE void finish_as(const Gemm& g, int m, int rows, int p, const float* sums) {
     const OutputRows<Out> out(g, m, p);
-    if (g.gated) return finish_gated(out, g.act, rows, sums);
-    if (g.act != Act::None) return finish_activated(out, g.act, rows, sums);
-    finish_linear(out, rows, sums);
+    if (g.gated) return finish_gated(out, g.act, 0, rows, sums);
+    if (g.act != Act::None) return finish_activated(out, g.act, 0, rows, sums);
+    finish_linear(out, 0, rows, sums);
 }
 
 DI_INLINE void finish(const Gemm& g, int m, int rows, int p, const float* sums) {
     g.y.dtype == DType::F32 ? finish_as<float>(g, m, rows, p, sums) : finish_as<bf16>(g, m, rows, p, sums);
 }
+
+// The same, a few rows at a time: to be done between the instructions of a matrix unit, which leave the vector units
+// idle.
+struct PendingRows {
+    int row = 0, rows = 0;
+
+    // Nothing may be pending. `kept` stays as it is until all rows are finished.
+    void begin(const Gemm& g, int m, int count, int p, const float* kept) {
+        row = 0;
+        rows = count;
+        sums = kept;
+        gated = g.gated;
+        act = g.act;
+        wide = g.y.dtype == DType::F32;
+        const OutputRows<float> to_float(g, m, p);
+        const OutputRows<bf16> to_bf16(g, m, p);
+        y = wide ? static_cast<void*>(to_float.y) : to_bf16.y;
+        residual = to_float.residual;
+        bias = to_float.bias;
+    }
+
+    DI_INLINE void advance(int n) {
+        if (row >= rows) return;
+        const int end = row + n < rows ? row + n : rows;
+        wide ? finish_to<float>(end) : finish_to<bf16>(end);
+        row = end;
+    }
+
+    DI_INLINE void finish_all() { advance(rows); }
+
+  private:
+    template <class Out>
+    DI_NOINLINE void finish_to(int end) {
+        const OutputRows<Out> out(static_cast<Out*>(y), residual, bias);
+        if (gated) return finish_gated(out, act, row, end, sums);
+        if (act != Act::None) return finish_activated(out, act, row, end, sums);
+        finish_linear(out, row, end, sums);
+    }
+
+    const float* sums = nullptr;
+    void* y = nullptr;
+    const float *residual = nullptr, *bias = nullptr;
+    Act act = Act::None;
+    bool gated = false, wide = false;
+};
 
 }  // namespace
 }  // namespace di
