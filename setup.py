@@ -19,9 +19,18 @@ from setuptools.command.build_ext import build_ext
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-AMX = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
+AVXVNNI = [*AVX2, "-mavxvnni"]
+AVX512VNNI = [*AVX512, "-mavx512vnni"]
+AMX = [*AVX512VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
 TIERS = {
-    "x86_64": {"scalar": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX},
+    "x86_64": {
+        "scalar": [],
+        "avx2": AVX2,
+        "avxvnni": AVXVNNI,
+        "avx512": AVX512,
+        "avx512vnni": AVX512VNNI,
+        "amx": AMX,
+    },
     "aarch64": {"scalar": []},
 }
 # Arithmetic is a specification: no contraction, no fast math, nothing that depends on the building machine.
@@ -84,7 +93,7 @@ setup(
         "dashinfer_lite.model_defs",
     ],
     package_dir={"dashinfer_lite": "dashinfer_lite", "dashinfer_lite.model_defs": "model_defs"},
-    package_data={"dashinfer_lite": ["py.typed", "*.pyi", "include/*.h", "assets/tiny_chat/*"]},
+    package_data={"dashinfer_lite": ["py.typed", "*.pyi", "include/*.h", "assets/*/*"]},
     ext_modules=cythonize([native], build_dir="build/cython", language_level=3),
     cmdclass={"build_ext": BuildNative},
 )

@@ -6,7 +6,7 @@ Every method checks its arguments, fills a C struct, makes one call without the 
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -82,6 +82,7 @@ cdef extern from "dashinfer_device.h" nogil:
         int (*program_create)(void*, const di_program_desc*, void**, char*, size_t) noexcept nogil
         void (*program_free)(void*) noexcept nogil
         int (*weight_write)(void*, int32_t, int32_t, int32_t, const void**, uint8_t, char*, size_t) noexcept nogil
+        int (*weight_write_codes)(void*, int32_t, int32_t, int32_t, const uint8_t**, const float**, const int16_t**, char*, size_t) noexcept nogil
         int (*submit)(void*, const di_step*, uint64_t*, char*, size_t) noexcept nogil
         int (*wait)(void*, uint64_t, char*, size_t) noexcept nogil
         int64_t (*kv_block_bytes)(void*) noexcept nogil
@@ -328,6 +329,22 @@ cdef class ProgramHandle:
         why[0] = 0
         with nogil:
             status = self.api.weight_write(program, weight, row0, rows, data, <uint8_t>source, why, WHY)
+        if status != 0:
+            raise NativeError(why.decode("utf-8", "replace") or f"weight {weight}: code {status}")
+
+    def write_codes(self, int weight, int row0, const uint64_t[::1] codes, const uint64_t[::1] scales, const uint64_t[::1] zeros):
+        """Fill rows of a quantized weight from the addresses of their codes (0: zeros), scales and zero points."""
+        cdef char why[WHY]
+        cdef int status
+        cdef int32_t rows = <int32_t>codes.shape[0]
+        cdef void* program = self.alive()
+        if scales.shape[0] != rows or zeros.shape[0] != rows:
+            raise NativeError("one address of scales and zero points a row")
+        why[0] = 0
+        with nogil:
+            status = self.api.weight_write_codes(
+                program, weight, row0, rows, <const uint8_t**>&codes[0], <const float**>&scales[0], <const int16_t**>&zeros[0], why, WHY
+            )
         if status != 0:
             raise NativeError(why.decode("utf-8", "replace") or f"weight {weight}: code {status}")
 

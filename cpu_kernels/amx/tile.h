@@ -58,5 +58,15 @@ DI_INLINE void tile_multiply_bf16() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
 }
 
+// c += a · b for signed bytes a and unsigned, or signed, bytes b.
+template <bool kSigned, int kC, int kA, int kB>
+DI_INLINE void tile_multiply_bytes() {
+    if (kSigned) {
+        asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+    } else {
+        asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+    }
+}
+
 }  // namespace
 }  // namespace di

@@ -1,11 +1,12 @@
 #include "vec.h"
 
+#include "bytes.h"
 #include "../generic/table.h"
 
 namespace di {
 
 const KernelTable* avx2_table() {
-    static constexpr KernelTable table = generic_table("avx2");
+    static constexpr KernelTable table = generic_table<WordDot<Ymm>>("avx2");
     return &table;
 }
 

@@ -41,6 +41,22 @@ struct Vec {
         odd = widen_f16(narrow_words(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16)));
     }
 
+    // 16 dwords of packed codes.
+    struct Words {
+        __m256i lo, hi;
+        DI_INLINE Words high() const { return {_mm256_srli_epi32(lo, 16), _mm256_srli_epi32(hi, 16)}; }
+    };
+    static DI_INLINE Words load_words(const uint8_t* p) {
+        const auto* q = reinterpret_cast<const __m256i*>(p);
+        return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+    }
+    // The floats with the bits (word & mask) | rest.
+    static DI_INLINE Vec field(Words a, uint32_t mask, uint32_t rest) {
+        const __m256i m = _mm256_set1_epi32(static_cast<int>(mask)), r = _mm256_set1_epi32(static_cast<int>(rest));
+        return {_mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(a.lo, m), r)),
+                _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(a.hi, m), r))};
+    }
+
     DI_INLINE void store(float* p) const {
         _mm256_storeu_ps(p, lo);
         _mm256_storeu_ps(p + 8, hi);
@@ -52,6 +68,14 @@ struct Vec {
     }
     DI_INLINE void store_bf16(bf16* p) const {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_words(narrow_bf16(lo), narrow_bf16(hi)));
+    }
+    // One panel line of numbers that bf16 holds exactly.
+    static DI_INLINE void store_pairs_bf16(bf16* p, Vec even, Vec odd) {
+        const auto line = [](__m256 e, __m256 o) {
+            return _mm256_blend_epi16(_mm256_srli_epi32(_mm256_castps_si256(e), 16), _mm256_castps_si256(o), 0xaa);
+        };
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), line(even.lo, odd.lo));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 16), line(even.hi, odd.hi));
     }
     DI_INLINE void store_f16(f16* p) const {
         constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;

@@ -1,11 +1,12 @@
 #include "vec.h"
 
+#include "bytes.h"
 #include "../generic/table.h"
 
 namespace di {
 
 const KernelTable* avx512_table() {
-    static constexpr KernelTable table = generic_table("avx512");
+    static constexpr KernelTable table = generic_table<WordDot<Zmm>>("avx512");
     return &table;
 }
 

@@ -45,9 +45,27 @@ struct Vec {
         odd.v = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(u, 16)));
     }
 
+    // 16 dwords of packed codes.
+    struct Words {
+        __m512i w;
+        DI_INLINE Words high() const { return {_mm512_srli_epi32(w, 16)}; }
+    };
+    static DI_INLINE Words load_words(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+    // The floats with the bits (word & mask) | rest.
+    static DI_INLINE Vec field(Words a, uint32_t mask, uint32_t rest) {
+        constexpr int kAndOr = 0xea;
+        return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(a.w, _mm512_set1_epi32(static_cast<int>(mask)),
+                                                              _mm512_set1_epi32(static_cast<int>(rest)), kAndOr))};
+    }
+
     DI_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
     DI_INLINE void store_partial(float* p, int n) const { _mm512_mask_storeu_ps(p, first_n(n).m, v); }
     DI_INLINE void store_bf16(bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16()); }
+    // One panel line of numbers that bf16 holds exactly.
+    static DI_INLINE void store_pairs_bf16(bf16* p, Vec even, Vec odd) {
+        const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even.v), 16);
+        _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_castps_si512(odd.v)));
+    }
     DI_INLINE void store_f16(f16* p) const {
         constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, kNearest));

@@ -9,12 +9,17 @@
 // - a sink is what split 0 starts from (m = sink, l = 1, O = 0), also where nothing else of split 0 is seen.
 //
 // The two products are a policy's. `Tiles` has
-//   Cache, Operand                         element type of the cache; what q and p are kept in
-//   explicit Tiles(int rows)
-//   put(Operand*, Vec)                     rounds 16 values to the cache's type
-//   scores(q, k, cells, s, ahead)          s[rows, 32] = q[rows, D] · k[32, D]ᵀ; s has row stride kScoreStride
-//   values(p, v, groups, cells, o, ahead)  o[rows, D] += p[rows, 32 · groups] · v
-// q and p are cells [32 rows][32]; k, v[i] and `ahead` are `cells` cells; `ahead` is to be prefetched, or null.
+//   Operand                        what q and p are kept in
+//   kCellBytes, kCodes             bytes of a cell of the cache; whether it holds codes, with scales and zero points
+//   Tiles(int rows, float* room)   `room` holds kExpandFloats floats
+//   put(Operand*, Vec)             rounds 16 values to the cache's type
+//   scores(q, k, cells, s, ahead)
+//       s[rows, 32] = q[rows, D] · k[32, D]ᵀ; rows of s are kScoreStride apart
+//   values(p, v, groups, cells, o, width, ahead)
+//       o[rows, 32 · cells] += p[rows, 32 · groups] · v; rows of o are `width` apart
+// q and p are cells [32 rows][32]; k and v[i] are `cells` cells; `ahead` is where as many lie that are to be
+// prefetched, or null. With codes the products are of integers (code - zero point): the walk multiplies scores by the
+// scales of K, and probabilities by those of V.
 #pragma once
 #include "elementwise.h"
 #include "rows.h"
@@ -23,7 +28,19 @@ namespace di {
 namespace {
 
 constexpr int kStepGroups = kSoftmaxStep / kCell;
-constexpr int kScoreStride = kSoftmaxStep + 16;  // rows of scores a step apart would share their cache sets
+constexpr int kScoreStride = kSoftmaxStep + 16;            // rows of scores a step apart would share their cache sets
+constexpr size_t kExpandFloats = kMaxTileRows * kMaxHead;  // two cells as bf16 for each group of a step
+
+// K or V of 32 cache positions: a run of cells. Where they hold codes, the positions' zero points.
+struct CellRun {
+    const uint8_t* data;
+    const float* zeros;
+
+    template <class T>
+    const T* as() const {
+        return reinterpret_cast<const T*>(data);
+    }
+};
 
 // Softmax state of a tile: layout of a partial.
 struct SoftmaxState {
@@ -67,22 +84,26 @@ DI_INLINE void write_row(const Attention& a, const AttentionTask& t, int r, floa
 
 template <class Tiles>
 class AttentionTile {
-    using Cache = typename Tiles::Cache;
     using Operand = typename Tiles::Operand;
 
   public:
     AttentionTile(const Attention& a, const AttentionTask& t, float* scratch)
-        : a_(a), t_(t), rows_(t.row1 - t.row0), cells_(a.padded_head / kCell), tiles_(rows_), pool_(a.kv.pool) {
-        constexpr size_t operand = kMaxTileRows * kMaxHead;
+        : a_(a),
+          t_(t),
+          rows_(t.row1 - t.row0),
+          cells_(a.padded_head / kCell),
+          tiles_(rows_, scratch + kNeeded - kExpandFloats),
+          pool_(a.kv.pool) {
+        constexpr size_t operand = kOperandFloats;
         q_ = reinterpret_cast<Operand*>(scratch);
         p_ = reinterpret_cast<Operand*>(scratch + operand);
         s_ = scratch + 2 * operand;
         states_ = s_ + kMaxTileRows * kScoreStride;
         static_assert(kSoftmaxStep <= kMaxHead, "p fits where q would");
-        constexpr size_t needed = 2 * operand + kMaxTileRows * kScoreStride + 2 * partial_floats(kMaxHead);
-        static_assert(needed <= attention_scratch_floats(), "the caller's scratch holds q, p, s and two states");
-        group_elements_ = static_cast<size_t>(cells_) * kCellSize;
-        half_elements_ = a.kv.half_bytes() / sizeof(Cache);
+        static_assert(kNeeded <= attention_scratch_floats(),
+                      "the caller's scratch holds q, p, s, two states, two cells");
+        group_bytes_ = static_cast<size_t>(cells_) * Tiles::kCellBytes;
+        half_bytes_ = a.kv.half_bytes();
         head_offset_ = static_cast<size_t>(a.kv.k(0, a.layer, t.kv_head) - a.kv.pool);
         block_bytes_ = a.kv.block_bytes();
         look_around();
@@ -116,6 +137,10 @@ class AttentionTile {
     }
 
   private:
+    static constexpr size_t kOperandFloats = kMaxTileRows * kMaxHead;
+    static constexpr size_t kNeeded =
+        2 * kOperandFloats + kMaxTileRows * kScoreStride + 2 * partial_floats(kMaxHead) + kExpandFloats;
+
     float* row(const SoftmaxState& state, int r) const { return state.o + r * a_.padded_head; }
 
     // Which cache positions each row and the tile as a whole see: [begin, end).
@@ -159,11 +184,16 @@ class AttentionTile {
         for (int r = rows_; r < kMaxTileRows; ++r) state.m[r] = state.l[r] = 0.0f;
     }
 
-    // K of the 32 positions from `position` on; V lies half_elements_ further.
-    const Cache* group_at(int position) const {
-        const int tokens = a_.kv.block_tokens;
-        const uint8_t* head = pool_ + static_cast<size_t>(t_.blocks[position / tokens]) * block_bytes_ + head_offset_;
-        return reinterpret_cast<const Cache*>(head) + static_cast<size_t>(position % tokens / kCell) * group_elements_;
+    // K of the 32 positions from `position` on; V lies half_bytes_ further.
+    const uint8_t* group_at(int position) const {
+        return head_at(position) + static_cast<size_t>(position % a_.kv.block_tokens / kCell) * group_bytes_;
+    }
+    // The scales of K for those positions; a block's length further the zero points of K, then the two rows of V.
+    const float* grid_at(int position) const {
+        return reinterpret_cast<const float*>(head_at(position) + 2 * half_bytes_) + position % a_.kv.block_tokens;
+    }
+    const uint8_t* head_at(int position) const {
+        return pool_ + static_cast<size_t>(t_.blocks[position / a_.kv.block_tokens]) * block_bytes_ + head_offset_;
     }
 
     void split(int index, const SoftmaxState& state) {
@@ -177,13 +207,15 @@ class AttentionTile {
         const int g0 = first_ > s0 ? (first_ - s0) / kCell : 0;
         const int g1 = last_ < s0 + kSoftmaxStep ? (last_ - s0 + kCell - 1) / kCell : kStepGroups;
         const int limit = last_ < t_.split1 * kSplit ? last_ : t_.split1 * kSplit;
-        const Cache *v[kStepGroups], *next[kStepGroups];
+        CellRun v[kStepGroups];
+        const uint8_t* next[kStepGroups];
         for (int g = g0; g < g1; ++g) {
-            const Cache* k = group_at(s0 + g * kCell);
-            v[g] = k + half_elements_;
-            const int after = s0 + kSoftmaxStep + g * kCell;
+            const int at = s0 + g * kCell, after = at + kSoftmaxStep;
+            CellRun k{group_at(at), nullptr};
+            v[g] = {k.data + half_bytes_, nullptr};
             next[g] = after < limit ? group_at(after) : nullptr;
-            tiles_.scores(q_, k, cells_, s_ + g * kCell, v[g]);
+            if constexpr (Tiles::kCodes) take_grid(g, at, after < limit ? after : at, k, v[g]);
+            tiles_.scores(q_, k, cells_, s_ + g * kCell, v[g].data);
         }
         const PerRow tops = maxima(s0, state);
         PerRow factors, sums{};
@@ -202,7 +234,20 @@ class AttentionTile {
             (Vec::load(state.l + i) * Vec::load(factors.v + i) + Vec::load(sums.v + i)).store(state.l + i);
             Vec::load(tops.v + i).store(state.m + i);
         }
-        tiles_.values(p_ + g0 * kCellSize, v + g0, g1 - g0, cells_, state.o, next + g0);
+        tiles_.values(p_ + g0 * kCellSize, v + g0, g1 - g0, cells_, state.o, a_.padded_head, next + g0);
+    }
+
+    // Scales and zero points of the 32 positions from `at` on, group g of a step; prefetches those of `after`.
+    void take_grid(int g, int at, int after, CellRun& k, CellRun& v) {
+        const int tokens = a_.kv.block_tokens;
+        const float *grid = grid_at(at), *ahead = grid_at(after);
+        for (int i = 0; i < kCell; i += 16) {
+            Vec::load(grid + i).store(k_scales_ + g * kCell + i);
+            Vec::load(grid + 2 * tokens + i).store(v_scales_ + g * kCell + i);
+            for (int kind = 0; kind < 4; ++kind) __builtin_prefetch(ahead + kind * tokens + i);
+        }
+        k.zeros = grid + tokens;
+        v.zeros = grid + 3 * tokens;
     }
 
     // What row r sees of the step: [lo, hi) relative to s0, empty if lo >= hi.
@@ -214,7 +259,7 @@ class AttentionTile {
         return {lo > 0 ? lo : 0, hi < kSoftmaxStep ? hi : kSoftmaxStep};
     }
 
-    // Caps, biases and masks the scores; max(m, largest score of the step) for each row.
+    // Scales, caps, biases and masks the scores; max(m, largest score of the step) for each row.
     PerRow maxima(int s0, const SoftmaxState& state) {
         PerRow tops{};
         const Vec hidden = Vec::set(-__builtin_inff());
@@ -224,6 +269,9 @@ class AttentionTile {
             if (see.lo >= see.hi) continue;
             float* s = s_ + r * kScoreStride;
             const int begin = see.lo / 16 * 16, end = round_up(see.hi, 16);
+            if constexpr (Tiles::kCodes) {
+                for (int i = begin; i < end; i += 16) (Vec::load(s + i) * Vec::load(k_scales_ + i)).store(s + i);
+            }
             if (a_.softcap > 0) {
                 for (int i = begin; i < end; i += 16) soft_cap(Vec::load(s + i), Vec::set(a_.softcap)).store(s + i);
             }
@@ -250,7 +298,8 @@ class AttentionTile {
         }
     }
 
-    // p = exp(s - top) over the groups [g0, g1), 0 where row r sees nothing; their sum, unrounded.
+    // p = exp(s - top) over the groups [g0, g1), 0 where row r sees nothing, each times the scale of V where it has
+    // one; the sum of exp, unrounded and unscaled.
     float probabilities(int r, int s0, int g0, int g1, float top) {
         const Sight see = sight(r, s0);
         const bool any = see.lo < see.hi;
@@ -264,7 +313,11 @@ class AttentionTile {
         for (int i = begin; i < end; ++i) {
             const Vec e = exp(Vec::load(s + i * 16) - m);
             sum = sum + e;
-            Tiles::put(at(i), e);
+            if constexpr (Tiles::kCodes) {
+                Tiles::put(at(i), e * Vec::load(v_scales_ + 16 * i));
+            } else {
+                Tiles::put(at(i), e);
+            }
         }
         for (int i = end; i < 2 * g1; ++i) Tiles::put(at(i), Vec::zero());
         return sum.reduce_add();
@@ -275,11 +328,13 @@ class AttentionTile {
     const int rows_, cells_;
     Tiles tiles_;
     const uint8_t* pool_;
-    size_t group_elements_, half_elements_, head_offset_, block_bytes_;
+    size_t group_bytes_, half_bytes_, head_offset_, block_bytes_;
     Operand *q_, *p_;
     float *s_, *states_;
     int first_, last_;
     int begin_[kMaxTileRows], end_[kMaxTileRows];
+    alignas(64) float k_scales_[Tiles::kCodes ? kSoftmaxStep : 16];  // of a step
+    alignas(64) float v_scales_[Tiles::kCodes ? kSoftmaxStep : 16];
 };
 
 inline void attention_merge(const Attention& a, const AttentionTask& t, const float* partials, int splits) {

@@ -1,6 +1,6 @@
 // Attention's two products with fused multiply-add, over the cells of the cache: the same order as TDPBF16PS.
 #pragma once
-#include "attention.h"
+#include "attention_codes.h"
 #include "gemm.h"
 
 namespace di {
@@ -39,24 +39,33 @@ template <class Cell>
 struct FmaTiles {
     using Cache = typename Cell::T;
     using Operand = float;
+    static constexpr size_t kCellBytes = kCellSize * sizeof(Cache);
+    static constexpr bool kCodes = false;
     static constexpr int kRows = Vec::kGemmRows;
 
-    explicit FmaTiles(int rows) : rows_(rows) {}
+    FmaTiles(int rows, float*) : rows_(rows) {}
 
     static DI_INLINE void put(float* to, Vec v) { put_rounded(to, v, Cell{}); }
 
-    void scores(const float* q, const Cache* k, int cells, float* s, const Cache* ahead) const {
+    void scores(const float* q, const CellRun& k, int cells, float* s, const uint8_t* ahead) const {
+        const Cache* cache = k.as<Cache>();
         for (int r = 0; r < rows_; r += kRows) {
-            scores_of<kRows>(rows_ - r, q + r * kCell, k, cells, s + r * kScoreStride, ahead && r == 0 ? ahead : k);
+            const Cache* next = ahead && r == 0 ? reinterpret_cast<const Cache*>(ahead) : cache;
+            scores_of<kRows>(rows_ - r, q + r * kCell, cache, cells, s + r * kScoreStride, next);
         }
     }
 
-    void values(const float* p, const Cache* const* v, int groups, int cells, float* o,
-                const Cache* const* ahead) const {
+    void values(const float* p, const CellRun* v, int groups, int cells, float* o, int width,
+                const uint8_t* const* ahead) const {
+        const Cache *cache[kStepGroups], *next[kStepGroups];
+        for (int g = 0; g < groups; ++g) {
+            cache[g] = v[g].as<Cache>();
+            next[g] = ahead[g] ? reinterpret_cast<const Cache*>(ahead[g]) : cache[g];
+        }
         for (int c = 0; c < cells; ++c) {
             for (int r = 0; r < rows_; r += kRows) {
-                float* to = o + (r * cells + c) * kCell;
-                values_of<kRows>(rows_ - r, p + r * kCell, v, groups, c, to, cells * kCell, r == 0 ? ahead : v);
+                float* to = o + r * width + c * kCell;
+                values_of<kRows>(rows_ - r, p + r * kCell, cache, groups, c, to, width, r == 0 ? next : cache);
             }
         }
     }
@@ -95,8 +104,7 @@ struct FmaTiles {
             Vec acc[R];
             for (int m = 0; m < R; ++m) acc[m] = Vec::load(o + m * stride + 16 * half);
             for (int g = 0; g < groups; ++g) {
-                const Cache* next = ahead[g] ? ahead[g] : v[g];
-                add_half_cell<Cell, R>(acc, p + g * kCellSize, v[g] + c * kCellSize, half, next + c * kCellSize);
+                add_half_cell<Cell, R>(acc, p + g * kCellSize, v[g] + c * kCellSize, half, ahead[g] + c * kCellSize);
             }
             for (int m = 0; m < R; ++m) acc[m].store(o + m * stride + 16 * half);
         }
@@ -111,6 +119,14 @@ inline void attention_f32(const Attention& a, const AttentionTask& t, float* scr
 
 inline void attention_bf16(const Attention& a, const AttentionTask& t, float* scratch) {
     AttentionTile<FmaTiles<CellBf16>>(a, t, scratch).run();
+}
+
+inline void attention_u8(const Attention& a, const AttentionTask& t, float* scratch) {
+    AttentionTile<CodeTiles<FmaTiles<CellBf16>, 8>>(a, t, scratch).run();
+}
+
+inline void attention_u4(const Attention& a, const AttentionTask& t, float* scratch) {
+    AttentionTile<CodeTiles<FmaTiles<CellBf16>, 4>>(a, t, scratch).run();
 }
 
 }  // namespace

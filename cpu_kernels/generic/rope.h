@@ -1,4 +1,4 @@
-// Per-head norm and rotation of q and k in place, and the store of k and v into the paged cache.
+// Per-head norm and rotation of q and k in place.
 #pragma once
 #include "norm.h"
 #include "rows.h"
@@ -77,54 +77,6 @@ inline void rope(const Rope& a, int m0, int m1) {
         rope_heads(a, a.q, a.q_heads, a.q_norm, rotation, m);
         rope_heads(a, a.k, a.kv_heads, a.k_norm, rotation, m);
     }
-}
-
-// ---- The store into the cache ------------------------------------------------------------------------------------
-
-// 32 columns of one token of a K or V cell. Neighbouring tokens share lines, and in V dwords, of a bf16 cell and may be
-// written by different threads: nothing is read, changed and written back.
-DI_INLINE void store_k(bf16* cell, const float* x, int token) {
-    alignas(64) bf16 rounded[kCell];
-    Vec::load(x).store_bf16(rounded);
-    Vec::load(x + 16).store_bf16(rounded + 16);
-    bf16* to = cell + token / 16 * (kCellSize / 2) + token % 16 * 2;
-    for (int pair = 0; pair < 16; ++pair) __builtin_memcpy(to + pair * kCell, rounded + 2 * pair, 2 * sizeof(bf16));
-}
-DI_INLINE void store_v(bf16* cell, const float* x, int token) {
-    alignas(64) bf16 rounded[kCell];
-    Vec::load(x).store_bf16(rounded);
-    Vec::load(x + 16).store_bf16(rounded + 16);
-    bf16* to = cell + token / 2 * kCell + token % 2;
-    for (int d = 0; d < 16; ++d) to[2 * d] = rounded[d];
-    for (int d = 0; d < 16; ++d) to[2 * d + kCellSize / 2] = rounded[16 + d];
-}
-DI_INLINE void store_k(float* cell, const float* x, int token) {
-    for (int d = 0; d < kCell; ++d) cell[d * kCell + token] = x[d];
-}
-DI_INLINE void store_v(float* cell, const float* x, int token) {
-    Vec::load(x).store(cell + token * kCell);
-    Vec::load(x + 16).store(cell + token * kCell + 16);
-}
-
-inline void kv_write(const KvWrite& a, const View& k, const View& v, int m0, int m1) {
-    by_type(a.kv.dtype, [&](auto type) {
-        using T = TypeOf<decltype(type)>;
-        const int cells = a.kv.head_size / kCell;
-        for (int m = m0; m < m1; ++m) {
-            const int block = a.block_of[m], token = a.offset_of[m] % kCell;
-            const size_t group = static_cast<size_t>(a.offset_of[m] / kCell) * cells * kCellSize;
-            const float* from_k = k.row<float>(m);
-            const float* from_v = v.row<float>(m);
-            for (int head = 0; head < a.kv.heads; ++head) {
-                T* to_k = reinterpret_cast<T*>(a.kv.k(block, a.layer, head)) + group;
-                T* to_v = reinterpret_cast<T*>(a.kv.v(block, a.layer, head)) + group;
-                for (int c = 0; c < cells; ++c, from_k += k.step(), from_v += v.step()) {
-                    store_k(to_k + c * kCellSize, from_k, token);
-                    store_v(to_v + c * kCellSize, from_v, token);
-                }
-            }
-        }
-    });
 }
 
 }  // namespace

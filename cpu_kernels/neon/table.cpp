@@ -5,7 +5,7 @@
 namespace di {
 
 const KernelTable* neon_table() {
-    static constexpr KernelTable table = generic_table("neon");
+    static constexpr KernelTable table = generic_table<PlainDot>("neon");
     return &table;
 }
 

@@ -55,6 +55,24 @@ struct Vec {
         odd = each([=](int i) { return widen_f16(vshrn_n_u32(load_bits(p + 8 * i), 16)); });
     }
 
+    // 16 dwords of packed codes.
+    struct Words {
+        uint32x4_t q[4];
+        DI_INLINE Words high() const {
+            return {{vshrq_n_u32(q[0], 16), vshrq_n_u32(q[1], 16), vshrq_n_u32(q[2], 16), vshrq_n_u32(q[3], 16)}};
+        }
+    };
+    static DI_INLINE Words load_words(const uint8_t* p) {
+        const auto at = [=](int i) { return vreinterpretq_u32_u8(vld1q_u8(p + 16 * i)); };
+        return {{at(0), at(1), at(2), at(3)}};
+    }
+    // The floats with the bits (word & mask) | rest.
+    static DI_INLINE Vec field(const Words& a, uint32_t mask, uint32_t rest) {
+        return each([&](int i) {
+            return vreinterpretq_f32_u32(vorrq_u32(vandq_u32(a.q[i], vdupq_n_u32(mask)), vdupq_n_u32(rest)));
+        });
+    }
+
     DI_INLINE void store(float* p) const {
         for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, q[i]);
     }
@@ -65,6 +83,14 @@ struct Vec {
     }
     DI_INLINE void store_bf16(bf16* p) const {
         for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, narrow_bf16(q[i]));
+    }
+    // One panel line of numbers that bf16 holds exactly.
+    static DI_INLINE void store_pairs_bf16(bf16* p, const Vec& even, const Vec& odd) {
+        for (int i = 0; i < 4; ++i) {
+            const uint32x4_t low = vshrq_n_u32(vreinterpretq_u32_f32(even.q[i]), 16);
+            const uint32x4_t high = vandq_u32(vreinterpretq_u32_f32(odd.q[i]), vdupq_n_u32(0xffff0000u));
+            vst1q_u16(p + 8 * i, vreinterpretq_u16_u32(vorrq_u32(low, high)));
+        }
     }
     DI_INLINE void store_f16(f16* p) const {
         for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(q[i])));

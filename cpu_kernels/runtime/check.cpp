@@ -73,10 +73,21 @@ void check_linear(Checker& c, const di_instr& in) {
     const bool gated = (in.i[0] & DI_ACT_MUL_BIT) != 0;
     const int columns = gated ? w.desc.n / 2 : w.desc.n, kind = in.i[0] & ~DI_ACT_MUL_BIT;
     c.require(kind >= DI_ACT_NONE && kind <= DI_ACT_GELU_ERF, "activation %d is unknown", in.i[0]);
-    c.require(x.cols == w.k_cells * kCell, "%d input columns meet %d of the weight", x.cols, w.k_cells * kCell);
     c.require(y.cols == columns, "%d output columns for %d of the weight", y.cols, columns);
-    c.require((x.dtype == DI_BF16) == (w.desc.dtype == DI_BF16),
-              "bf16 weights take bf16 activations, fp32 and fp16 weights fp32 ones");
+    c.require(y.dtype != DI_I8, "products are fp32 or bf16");
+    if (w.is_quantized()) {
+        const int bytes = w.quant.cells * kQuantCell;
+        c.require(x.dtype == DI_I8 && (x.cols == bytes || x.cols == 2 * bytes),
+                  "%d bytes a row are no one or two planes of %d", x.cols, bytes);
+        const di_slot& grid = c.input(2);
+        c.same_rows(x, grid);
+        c.require(grid.dtype == DI_F32 && grid.cols >= 2 * w.quant.groups, "no scales and sums of %d groups",
+                  w.quant.groups);
+    } else {
+        c.require(x.cols == w.k_cells * kCell, "%d input columns meet %d of the weight", x.cols, w.k_cells * kCell);
+        c.require(x.dtype != DI_I8 && (x.dtype == DI_BF16) == (w.desc.dtype == DI_BF16),
+                  "bf16 weights take bf16 activations, fp32 and fp16 weights fp32 ones");
+    }
     c.vector(1, w.desc.n, true);
     if (in.in[1] >= 0) {
         const di_slot& residual = c.input(1);
@@ -84,6 +95,23 @@ void check_linear(Checker& c, const di_instr& in) {
         c.require(residual.dtype == DI_F32 && residual.cols == y.cols, "the residual is no fp32 value of %d columns",
                   y.cols);
     }
+}
+
+void check_quantize(Checker& c, const di_instr& in) {
+    const di_slot &x = c.input(0), &y = c.output(), &grid = c.slot(in.out[1]);
+    const int k = in.i[0], group = in.i[1], count = in.i[2], head = in.i[3], padded = in.i[4];
+    c.same_rows(x, y);
+    c.same_rows(x, grid);
+    c.require(k >= 1 && k <= (1 << 24) && group >= 1 && group <= k && (count == 1 || count == 2),
+              "%d columns in groups of %d, %d planes", k, group, count);
+    if (!c.ok) return;
+    const int groups = (k + group - 1) / group;
+    c.require(x.dtype != DI_I8 && y.dtype == DI_I8 && y.cols == count * groups * round_up(group, kQuantCell),
+              "%d bytes a row for %d groups", y.cols, groups);
+    c.require(grid.dtype == DI_F32 && grid.cols >= 2 * groups, "no room for the scales and sums of %d groups", groups);
+    c.require(head == 0 ? x.cols >= k : head > 0 && padded >= head && k % head == 0 && x.cols >= k / head * padded,
+              "%d columns hold no %d, in heads of %d padded to %d", x.cols, k, head, padded);
+    c.vector(0, k, true);
 }
 
 void check_heads(Checker& c, const di_slot& slot, int heads, int head_size) {
@@ -109,8 +137,8 @@ void check_cache(Checker& c, const di_kv_desc& kv, int layer, int heads, int hea
 // The body works on token rows and knows their tokens and caches; the tail works on tiles of logit rows, which it
 // gathers first.
 void check_place(Checker& c, const di_instr& in, bool in_tail) {
-    const bool row_wise = in.op == DI_OP_LINEAR || in.op == DI_OP_RMS_NORM || in.op == DI_OP_LAYER_NORM ||
-                          (in.op >= DI_OP_ACT && in.op <= DI_OP_CAST);
+    const bool row_wise = in.op == DI_OP_LINEAR || in.op == DI_OP_QUANTIZE || in.op == DI_OP_RMS_NORM ||
+                          in.op == DI_OP_LAYER_NORM || (in.op >= DI_OP_ACT && in.op <= DI_OP_CAST);
     const bool ends = in.op == DI_OP_GATHER_ROWS || in.op == DI_OP_SAMPLE;
     c.require(row_wise || ends == in_tail, "stands in the %s of the program", in_tail ? "tail" : "body");
     const int rows = in_tail ? DI_ROWS_R : DI_ROWS_T;
@@ -136,7 +164,8 @@ bool check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& s
     switch (in.op) {
         case DI_OP_EMBED: {
             const Weight& w = c.matrix(0, true);
-            c.require(c.output().cols == w.k_cells * kCell && c.output().dtype == DI_F32,
+            c.require(c.output().cols == (w.is_quantized() ? round_up(w.desc.k, kCell) : w.k_cells * kCell) &&
+                          c.output().dtype == DI_F32,
                       "the output is no fp32 row of the table");
             break;
         }
@@ -157,6 +186,9 @@ bool check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& s
             c.require(in.i[0] >= 1 && in.i[0] <= c.input(0).cols, "%d columns count of %d", in.i[0], c.input(0).cols);
             c.vector(0, c.input(0).cols, false);
             c.vector(1, c.input(0).cols, true);
+            break;
+        case DI_OP_QUANTIZE:
+            check_quantize(c, in);
             break;
         case DI_OP_LINEAR:
             check_linear(c, in);

@@ -72,11 +72,27 @@ int program_create(void* opaque, const di_program_desc* desc, void** out, char* 
 
 void program_free(void* program) { delete static_cast<Program*>(program); }
 
-int weight_write(void* program, int32_t weight, int32_t row0, int32_t rows, const void* const* row_data, uint8_t source,
+const Weight* find_weight(void* program, int32_t id, char* why, size_t why_bytes) {
+    const Weight* weight = static_cast<Program*>(program)->weight(id);
+    if (!weight) std::snprintf(why, why_bytes, "no weight %d", id);
+    return weight;
+}
+
+int weight_write(void* program, int32_t id, int32_t row0, int32_t rows, const void* const* row_data, uint8_t source,
                  char* why, size_t why_bytes) {
-    if (source > DI_BF16) return std::snprintf(why, why_bytes, "weight %d: source type %d", weight, source), DI_EINVAL;
-    return static_cast<Program*>(program)->weight_write(weight, row0, rows, row_data, static_cast<DType>(source), why,
-                                                        why_bytes);
+    if (source > DI_BF16) return std::snprintf(why, why_bytes, "weight %d: source type %d", id, source), DI_EINVAL;
+    const Weight* weight = find_weight(program, id, why, why_bytes);
+    if (!weight) return DI_EINVAL;
+    const KernelTable& kernels = static_cast<Program*>(program)->kernels();
+    return weight->write(kernels, row0, rows, row_data, static_cast<DType>(source), id, why, why_bytes);
+}
+
+int weight_write_codes(void* program, int32_t id, int32_t row0, int32_t rows, const uint8_t* const* codes,
+                       const float* const* scales, const int16_t* const* zeros, char* why, size_t why_bytes) {
+    const Weight* weight = find_weight(program, id, why, why_bytes);
+    if (!weight) return DI_EINVAL;
+    const KernelTable& kernels = static_cast<Program*>(program)->kernels();
+    return weight->write_codes(kernels, row0, rows, codes, scales, zeros, id, why, why_bytes);
 }
 
 int submit(void* program, const di_step* step, uint64_t* ticket, char* why, size_t why_bytes) {
@@ -105,15 +121,25 @@ int slot_read(void* program, int32_t slot, int32_t rows, float* data) {
 }
 
 constexpr di_device_api kApi = {
-    DI_ABI_VERSION, sizeof(di_device_api),
-    "cpu",          probe,
-    open_device,    close_device,
-    info,           program_create,
-    program_free,   weight_write,
-    submit,         wait,
-    kv_block_bytes, kv_move,
-    stats,          profile,
-    slot_write,     slot_read,
+    DI_ABI_VERSION,
+    sizeof(di_device_api),
+    "cpu",
+    probe,
+    open_device,
+    close_device,
+    info,
+    program_create,
+    program_free,
+    weight_write,
+    weight_write_codes,
+    submit,
+    wait,
+    kv_block_bytes,
+    kv_move,
+    stats,
+    profile,
+    slot_write,
+    slot_read,
 };
 
 }  // namespace

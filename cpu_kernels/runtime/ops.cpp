@@ -26,7 +26,11 @@ void embed(const Run& run, const di_instr& in, int) {
         if (next == end || *next != m) {
             // A token that the vocabulary lacks never reaches a device; clamping keeps a wrong one from reading
             // elsewhere.
-            run.kernels.embed(args, std::min(std::max(run.tokens()[m], 0), w.desc.n - 1), m);
+            const int token = std::min(std::max(run.tokens()[m], 0), w.desc.n - 1);
+            if (w.is_quantized())
+                run.kernels.embed_quant(args.y, w.quant, in.f[0], token, m);
+            else
+                run.kernels.embed(args, token, m);
             continue;
         }
         const float* state = run.step.external + static_cast<size_t>(next++ - external) * static_cast<size_t>(hidden);
@@ -131,31 +135,73 @@ Grid gemm_grid(int panels, int bands, int threads) {
     return best;
 }
 
-void linear(const Run& run, const di_instr& in, int) {
-    const Weight& w = run.weight(in.weight[0]);
-    Gemm args{};
-    args.x = run.view(in.in[0]);
-    args.w = w.data;
+// What all products have in common.
+template <class Args>
+void fill_product(const Run& run, const di_instr& in, Args& args) {
     args.y = run.view(in.out[0]);
     args.bias = run.vector(in.weight[1]);
     if (in.in[1] >= 0) {
         args.residual_view = run.view(in.in[1]);
         args.residual = static_cast<const float*>(args.residual_view.data);
     }
-    args.k_cells = w.k_cells;
     args.act = static_cast<Act>(in.i[0] & ~DI_ACT_MUL_BIT);
     args.gated = (in.i[0] & DI_ACT_MUL_BIT) != 0;
     args.scratch = run.scratch();
-    const int panels = w.desc.n / kCell, bands = (args.x.rows + kCell - 1) / kCell;
+}
+
+// Calls multiply(m0, m1, p0, p1) for this thread's rows and panels, if it has any.
+template <class F>
+void share_product(const Run& run, const Weight& w, int rows, F multiply) {
+    const int panels = w.desc.n / kCell, bands = (rows + kCell - 1) / kCell;
     const Grid grid = gemm_grid(panels, bands, run.threads);
     if (run.thread >= grid.panels * grid.bands) return;
     const Range p = share(panels, run.thread % grid.panels, grid.panels);
     const Range m = share(bands, run.thread / grid.panels, grid.bands);
     if (p.begin == p.end || m.begin == m.end) return;
+    multiply(m.begin * kCell, std::min(m.end * kCell, rows), p.begin, p.end);
+}
+
+Planes planes(const Run& run, int slot, int count) {
+    const View bytes = run.view(slot);
+    return Planes{static_cast<int8_t*>(bytes.data), bytes.rows, bytes.cols / count / kQuantCell, count};
+}
+
+void quantize(const Run& run, const di_instr& in, int) {
+    Quantize args{};
+    args.x = run.view(in.in[0]);
+    args.y = planes(run, in.out[0], in.i[2]);
+    args.grid = run.view(in.out[1]);
+    args.permutation = reinterpret_cast<const int32_t*>(run.vector(in.weight[0]));
+    args.k = in.i[0];
+    args.group = in.i[1];
+    args.head = in.i[3];
+    args.padded_head = in.i[4];
+    const Range rows = my_share(run, args.x.rows);
+    run.kernels.quantize(args, rows.begin, rows.end);
+}
+
+void linear_quant(const Run& run, const di_instr& in, const Weight& w) {
+    GemmQ args{};
+    fill_product(run, in, args);
+    args.x = planes(run, in.in[0], run.view(in.in[0]).cols / (w.quant.cells * kQuantCell));
+    args.grid = run.view(in.in[2]);
+    args.w = w.quant;
+    share_product(run, w, args.x.rows,
+                  [&](int m0, int m1, int p0, int p1) { run.kernels.gemm_quant(args, m0, m1, p0, p1); });
+}
+
+void linear(const Run& run, const di_instr& in, int) {
+    const Weight& w = run.weight(in.weight[0]);
+    if (w.is_quantized()) return linear_quant(run, in, w);
+    Gemm args{};
+    fill_product(run, in, args);
+    args.x = run.view(in.in[0]);
+    args.w = w.data;
+    args.k_cells = w.k_cells;
     const auto gemm = w.desc.dtype == DI_BF16  ? run.kernels.gemm_bf16
                       : w.desc.dtype == DI_F16 ? run.kernels.gemm_f16
                                                : run.kernels.gemm_f32;
-    gemm(args, m.begin * kCell, std::min(m.end * kCell, args.x.rows), p.begin, p.end);
+    share_product(run, w, args.x.rows, [&](int m0, int m1, int p0, int p1) { gemm(args, m0, m1, p0, p1); });
 }
 
 // ---- Attention ----
@@ -170,8 +216,8 @@ Rope rope_args(const Run& run, const di_instr& in, int q, int k, int v, int tabl
     return args;
 }
 
-void write_kv(const Run& run, int layer, const View& k, const View& v, Range rows) {
-    const KvWrite args{run.kv(), layer, run.block_of(), run.offset_of()};
+void write_kv(const Run& run, int layer, int head_size, const View& k, const View& v, Range rows) {
+    const KvWrite args{run.kv(), layer, run.block_of(), run.offset_of(), head_size};
     run.kernels.kv_write(args, k, v, rows.begin, rows.end);
 }
 
@@ -200,7 +246,7 @@ void rope(const Run& run, const di_instr& in, int) {
 
 void kv_write(const Run& run, const di_instr& in, int) {
     const View k = run.view(in.in[0]);
-    write_kv(run, in.i[0], k, run.view(in.in[1]), my_share(run, k.rows));
+    write_kv(run, in.i[0], in.i[2], k, run.view(in.in[1]), my_share(run, k.rows));
 }
 
 void rope_kv(const Run& run, const di_instr& in, int) {
@@ -216,7 +262,7 @@ void rope_kv(const Run& run, const di_instr& in, int) {
     const Range rows = my_share(run, args.q.rows);
     if (in.in[0] != in.out[0]) run.kernels.cast(args.q, run.view(in.in[0]), rows.begin, rows.end);
     run.kernels.rope(args, rows.begin, rows.end);
-    write_kv(run, in.i[0], args.k, args.v, rows);
+    write_kv(run, in.i[0], args.head_size, args.k, args.v, rows);
 }
 
 void attention(const Run& run, const di_instr& in, int index) {
@@ -234,7 +280,10 @@ void attention(const Run& run, const di_instr& in, int index) {
     args.head_size = in.i[3];
     args.padded_head = round_up(in.i[3], kCell);
     args.window = in.i[4];
-    const auto kernel = args.kv.dtype == DType::BF16 ? run.kernels.attention_bf16 : run.kernels.attention_f32;
+    const auto kernel = args.kv.dtype == DType::BF16 ? run.kernels.attention_bf16
+                        : args.kv.dtype == DType::U8 ? run.kernels.attention_u8
+                        : args.kv.dtype == DType::U4 ? run.kernels.attention_u4
+                                                     : run.kernels.attention_f32;
     AttentionPlan& plan = run.plan(index);
     const auto& tasks = plan.tasks();
     const auto count = static_cast<int64_t>(tasks.size());
@@ -335,6 +384,8 @@ OpFn op_function(int op) {
             return gather_rows;
         case DI_OP_SAMPLE:
             return sample;
+        case DI_OP_QUANTIZE:
+            return quantize;
         default:
             return nullptr;
     }

@@ -23,16 +23,6 @@ bool fail(char* why, size_t why_bytes, const char* format, ...) {
 
 size_t align_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
 
-size_t weight_bytes(const Weight& w) {
-    switch (w.desc.kind) {
-        case DI_WEIGHT_VECTOR:
-            return static_cast<size_t>(w.desc.n) * 4;
-        default:
-            return static_cast<size_t>(w.desc.n) * static_cast<size_t>(w.k_cells) * kCell *
-                   size_of(static_cast<DType>(w.desc.dtype));
-    }
-}
-
 int band_rows(int rows) { return rows <= kCell ? rows : round_up(rows, kCell); }
 
 }  // namespace
@@ -84,7 +74,7 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
     for (size_t i = 0; i < slots_.size(); ++i) {
         const di_slot& s = slots_[i];
         const bool is_view = s.parent >= 0;
-        if (s.dtype != DI_F32 && s.dtype != DI_BF16)
+        if (s.dtype != DI_F32 && s.dtype != DI_BF16 && s.dtype != DI_I8)
             return fail(why, why_bytes, "slot %zu: activations are fp32 or bf16", i);
         if (s.cols < kCell || s.cols % kCell || s.first_col % kCell || s.first_col < 0 || s.cols > (1 << 24))
             return fail(why, why_bytes, "slot %zu: columns %d at %d are not multiples of %d", i, s.cols, s.first_col,
@@ -93,7 +83,7 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
             if (static_cast<size_t>(s.parent) >= slots_.size() || slots_[static_cast<size_t>(s.parent)].parent >= 0)
                 return fail(why, why_bytes, "slot %zu: its parent %d is not a slot of its own", i, s.parent);
             const di_slot& p = slots_[static_cast<size_t>(s.parent)];
-            if (p.rows != s.rows || p.dtype != s.dtype || s.first_col + s.cols > p.cols)
+            if (p.rows != s.rows || p.dtype != s.dtype || s.dtype == DI_I8 || s.first_col + s.cols > p.cols)
                 return fail(why, why_bytes, "slot %zu: does not fit its parent %d", i, s.parent);
         } else {
             const int64_t rows = band_rows(s.rows == DI_ROWS_T ? max_tokens_ : tail_rows_);
@@ -105,42 +95,28 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
 
     size_t bytes = 0;
     for (int i = 0; i < desc.n_weights; ++i) {
-        const di_weight_desc& d = desc.weights[i];
-        Weight w{d, nullptr, 0};
-        if (d.n < 1 || d.k < 1 || d.n % kCell)
-            return fail(why, why_bytes, "weight %d: bad shape [%d, %d]", i, d.n, d.k);
-        if (d.kind == DI_WEIGHT_VECTOR) {
-            if (d.dtype != DI_F32) return fail(why, why_bytes, "weight %d: vectors are fp32", i);
-        } else {
-            if (d.dtype > DI_BF16)
-                return fail(why, why_bytes, "weight %d: type %d is not fp32, fp16 or bf16", i, d.dtype);
-            if (d.k_group < 1 || d.k % d.k_group || d.k_group_padded < d.k_group)
-                return fail(why, why_bytes, "weight %d: %d columns are no whole number of groups of %d", i, d.k,
-                            d.k_group);
-            const int64_t padded = static_cast<int64_t>(d.k / d.k_group) * d.k_group_padded;
-            if (padded % kCell || padded > (1 << 24))
-                return fail(why, why_bytes, "weight %d: %lld padded columns", i, static_cast<long long>(padded));
-            w.k_cells = static_cast<int32_t>(padded / kCell);
-        }
+        Weight w;
+        if (!w.describe(desc.weights[i], i, why, why_bytes)) return false;
         weights_.push_back(w);
-        bytes = align_up(bytes, kWeightAlign) + weight_bytes(w);
+        bytes = align_up(bytes, kWeightAlign) + w.bytes();
     }
     if (!os_map(std::max<size_t>(bytes, 1), true, &weight_memory_))
         return fail(why, why_bytes, "no memory for %zu bytes of weights", bytes);
     bytes = 0;
     for (Weight& w : weights_) {
         bytes = align_up(bytes, kWeightAlign);
-        w.data = static_cast<uint8_t*>(weight_memory_.data) + bytes;
-        bytes += weight_bytes(w);
+        w.place(static_cast<uint8_t*>(weight_memory_.data) + bytes);
+        bytes += w.bytes();
     }
 
     const di_kv_desc& kv = kv_desc_;
     if (kv.layers > 0) {
         if (kv.heads < 1 || kv.head_size < 1 || kv.head_size > kMaxHead || kv.block_tokens < kCell ||
-            kv.block_tokens % kCell || kv.blocks < 1 || (kv.dtype != DI_F32 && kv.dtype != DI_BF16))
+            kv.block_tokens % kCell || kv.blocks < 1 ||
+            (kv.dtype != DI_F32 && kv.dtype != DI_BF16 && kv.dtype != DI_U8 && kv.dtype != DI_U4))
             return fail(why, why_bytes,
-                        "kv cache: heads of 1 to %d columns, blocks of a multiple of %d tokens, fp32 or bf16", kMaxHead,
-                        kCell);
+                        "kv cache: heads of 1 to %d columns, blocks of a multiple of %d tokens, fp32, bf16, 8 or 4 bit",
+                        kMaxHead, kCell);
         kv_ = KvLayout{
             nullptr, kv.layers, kv.heads, round_up(kv.head_size, kCell), kv.block_tokens, static_cast<DType>(kv.dtype)};
         if (!os_map(kv_.block_bytes() * static_cast<size_t>(kv.blocks), true, &kv_memory_))
@@ -197,35 +173,6 @@ Program::~Program() {
     os_unmap(&kv_memory_);
     os_unmap(&arena_memory_);
     os_unmap(&scratch_memory_);
-}
-
-int Program::weight_write(int weight, int row0, int rows, const void* const* row_data, DType source, char* why,
-                          size_t why_bytes) {
-    if (weight < 0 || static_cast<size_t>(weight) >= weights_.size())
-        return fail(why, why_bytes, "no weight %d", weight), DI_EINVAL;
-    const Weight& w = weights_[static_cast<size_t>(weight)];
-    const KernelTable& kernels = *device_->kernels;
-    if (w.desc.kind == DI_WEIGHT_VECTOR) {
-        if (row0 != 0 || rows != 1 || source != DType::F32)
-            return fail(why, why_bytes, "weight %d: a vector is one fp32 row", weight), DI_EINVAL;
-        std::memcpy(w.data, row_data[0], static_cast<size_t>(w.desc.n) * 4);
-        return DI_OK;
-    }
-    if (row0 < 0 || rows < 0 || row0 % kCell || rows % kCell || row0 + rows > w.desc.n)
-        return fail(why, why_bytes, "weight %d: rows %d to %d of %d", weight, row0, row0 + rows, w.desc.n), DI_EINVAL;
-    const DType type = static_cast<DType>(w.desc.dtype);
-    if (w.desc.kind == DI_WEIGHT_LINEAR) {
-        // The kernel addresses rows and panels from the weight's start.
-        kernels.pack(w.data, type, row_data - row0, source, w.desc.k, w.desc.k_group, w.desc.k_group_padded,
-                     row0 / kCell, (row0 + rows) / kCell);
-        return DI_OK;
-    }
-    const size_t stride = static_cast<size_t>(w.k_cells) * kCell * size_of(type);
-    for (int i = 0; i < rows; ++i)
-        if (row_data[i])
-            kernels.convert(w.data + static_cast<size_t>(row0 + i) * stride, type, row_data[i], source,
-                            static_cast<size_t>(w.desc.k));
-    return DI_OK;
 }
 
 // ---- A step ----
@@ -379,7 +326,9 @@ bf16 narrow(float x) {
 }  // namespace
 
 int Program::slot_write(int slot, int rows, const float* data) {
-    if (slot < 0 || static_cast<size_t>(slot) >= slots_.size() || rows < 1) return DI_EINVAL;
+    if (slot < 0 || static_cast<size_t>(slot) >= slots_.size() || rows < 1 ||
+        slots_[static_cast<size_t>(slot)].dtype == DI_I8)
+        return DI_EINVAL;
     const di_slot& s = slots_[static_cast<size_t>(slot)];
     if (rows > (s.rows == DI_ROWS_T ? max_tokens_ : tail_rows_)) return DI_EINVAL;
     di_step step{};
@@ -398,7 +347,9 @@ int Program::slot_write(int slot, int rows, const float* data) {
 }
 
 int Program::slot_read(int slot, int rows, float* data) {
-    if (slot < 0 || static_cast<size_t>(slot) >= slots_.size() || rows < 1) return DI_EINVAL;
+    if (slot < 0 || static_cast<size_t>(slot) >= slots_.size() || rows < 1 ||
+        slots_[static_cast<size_t>(slot)].dtype == DI_I8)
+        return DI_EINVAL;
     const di_slot& s = slots_[static_cast<size_t>(slot)];
     if (rows > (s.rows == DI_ROWS_T ? max_tokens_ : tail_rows_)) return DI_EINVAL;
     di_step step{};
@@ -417,7 +368,7 @@ void Program::stats(di_stats* out) const {
     const uint32_t size = out->struct_size;
     *out = di_stats{};
     out->struct_size = size;
-    for (const Weight& w : weights_) out->weight_bytes += static_cast<int64_t>(weight_bytes(w));
+    for (const Weight& w : weights_) out->weight_bytes += static_cast<int64_t>(w.bytes());
     out->kv_bytes = blocks_touched_ * static_cast<int64_t>(kv_.layers ? kv_.block_bytes() : 0);
     out->arena_bytes = static_cast<int64_t>(arena_memory_.bytes);
     out->last_step_ns = last_step_ns_;

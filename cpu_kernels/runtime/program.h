@@ -11,6 +11,7 @@
 #include "os.h"
 #include "sampler.h"
 #include "team.h"
+#include "weight.h"
 
 namespace di {
 
@@ -18,12 +19,6 @@ namespace di {
 struct CpuDevice {
     const KernelTable* kernels;
     Team* team;
-};
-
-struct Weight {
-    di_weight_desc desc;
-    uint8_t* data;
-    int32_t k_cells;  // cells over the padded K; tables: cells of a row
 };
 
 class Program {
@@ -34,8 +29,10 @@ class Program {
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;
 
-    int weight_write(int weight, int row0, int rows, const void* const* row_data, DType source, char* why,
-                     size_t why_bytes);
+    const Weight* weight(int id) const {
+        return id < 0 || static_cast<size_t>(id) >= weights_.size() ? nullptr : &weights_[static_cast<size_t>(id)];
+    }
+    const KernelTable& kernels() const { return *device_->kernels; }
     int run(const di_step& step, char* why, size_t why_bytes);
 
     int64_t block_bytes() const { return static_cast<int64_t>(kv_.block_bytes()); }

@@ -5,7 +5,7 @@
 namespace di {
 
 const KernelTable* scalar_table() {
-    static constexpr KernelTable table = generic_table("scalar");
+    static constexpr KernelTable table = generic_table<PlainDot>("scalar");
     return &table;
 }
 

@@ -99,12 +99,38 @@ struct Vec {
         even = each([=](int i) { return widen_f16(p[2 * i]); });
         odd = each([=](int i) { return widen_f16(p[2 * i + 1]); });
     }
+    // 16 dwords of packed codes.
+    struct Words {
+        uint32_t w[16];
+        Words high() const {
+            Words r;
+            for (int i = 0; i < 16; ++i) r.w[i] = w[i] >> 16;
+            return r;
+        }
+    };
+    static Words load_words(const uint8_t* p) {
+        Words r;
+        __builtin_memcpy(r.w, p, sizeof r.w);
+        return r;
+    }
+    // The floats with the bits (word & mask) | rest.
+    static Vec field(const Words& a, uint32_t mask, uint32_t rest) {
+        return each([&](int i) { return float_of((a.w[i] & mask) | rest); });
+    }
+
     void store(float* p) const { store_partial(p, 16); }
     void store_partial(float* p, int n) const {
         for (int i = 0; i < 16 && i < n; ++i) p[i] = f[i];
     }
     void store_bf16(bf16* p) const {
         for (int i = 0; i < 16; ++i) p[i] = narrow_bf16(f[i]);
+    }
+    // One panel line of numbers that bf16 holds exactly.
+    static void store_pairs_bf16(bf16* p, const Vec& even, const Vec& odd) {
+        for (int i = 0; i < 16; ++i) {
+            p[2 * i] = static_cast<bf16>(bits_of(even.f[i]) >> 16);
+            p[2 * i + 1] = static_cast<bf16>(bits_of(odd.f[i]) >> 16);
+        }
     }
     void store_f16(f16* p) const {
         for (int i = 0; i < 16; ++i) p[i] = narrow_f16(f[i]);

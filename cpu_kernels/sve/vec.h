@@ -71,6 +71,28 @@ struct Vec {
         odd = each([=](int i) { return widen_f16(svlsr_n_u32_x(svptrue_b32(), load_bits(p, i), 16)); });
     }
 
+    // 16 dwords of packed codes.
+    struct Words {
+        SveWords v[kParts];
+        DI_INLINE Words high() const {
+            Words r;
+            for (int i = 0; i < kParts; ++i) r.v[i] = svlsr_n_u32_x(svptrue_b32(), v[i], 16);
+            return r;
+        }
+    };
+    static DI_INLINE Words load_words(const uint8_t* p) {
+        Words r;
+        for (int i = 0; i < kParts; ++i)
+            r.v[i] = svld1_u32(svptrue_b32(), reinterpret_cast<const uint32_t*>(p) + i * kLanes);
+        return r;
+    }
+    // The floats with the bits (word & mask) | rest.
+    static DI_INLINE Vec field(const Words& a, uint32_t mask, uint32_t rest) {
+        const svbool_t all = svptrue_b32();
+        return each(
+            [&](int i) { return svreinterpret_f32_u32(svorr_n_u32_x(all, svand_n_u32_x(all, a.v[i], mask), rest)); });
+    }
+
     DI_INLINE void store(float* p) const {
         for (int i = 0; i < kParts; ++i) svst1_f32(svptrue_b32(), p + i * kLanes, v[i]);
     }
@@ -80,6 +102,15 @@ struct Vec {
     }
     DI_INLINE void store_bf16(bf16* p) const {
         for (int i = 0; i < kParts; ++i) svst1h_u32(svptrue_b32(), p + i * kLanes, narrow_bf16(v[i]));
+    }
+    // One panel line of numbers that bf16 holds exactly.
+    static DI_INLINE void store_pairs_bf16(bf16* p, const Vec& even, const Vec& odd) {
+        const svbool_t all = svptrue_b32();
+        for (int i = 0; i < kParts; ++i) {
+            const svuint32_t low = svlsr_n_u32_x(all, svreinterpret_u32_f32(even.v[i]), 16);
+            const svuint32_t high = svand_n_u32_x(all, svreinterpret_u32_f32(odd.v[i]), 0xffff0000u);
+            svst1_u32(all, reinterpret_cast<uint32_t*>(p) + i * kLanes, svorr_u32_x(all, low, high));
+        }
     }
     DI_INLINE void store_f16(f16* p) const {
         const svbool_t all = svptrue_b32();

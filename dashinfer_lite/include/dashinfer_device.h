@@ -36,7 +36,8 @@ typedef enum {
     DI_OP_RMS_NORM = 3,    /* out0 = in0 / sqrt(mean(in0^2) + f0) * w0.  i0 columns that count (padding does not) */
     DI_OP_LAYER_NORM = 4,  /* out0 = (in0 - mean) / sqrt(var + f0) * w0 + w1.  i0 as above */
     DI_OP_LINEAR = 5,      /* out0[.,N] = act(in0[.,K] . w0[N,K]^T + w1[N]) + in1.  i0 activation (di_act); a *_MUL activation reads
-                              w0 as interleaved groups of 16 gate rows and 16 up rows and writes N/2 columns */
+                              w0 as interleaved groups of 16 gate rows and 16 up rows and writes N/2 columns.  With a quantized w0,
+                              in0 are planes and in2 their scales and sums (see DI_OP_QUANTIZE) */
     DI_OP_HEAD_NORM = 6,   /* RMS norm of each head: i0 heads, i1 D, w0[D], f0 eps */
     DI_OP_ROPE = 7,        /* rotate each head: in1 table, i0 heads, i1 D, i2 rotary dims, i3 style (di_rope_style) */
     DI_OP_KV_WRITE = 8,    /* store in0 = k, in1 = v of the step's tokens.  i0 layer, i1 Hkv, i2 D */
@@ -52,7 +53,11 @@ typedef enum {
     DI_OP_SOFTCAP = 15,    /* out0 = f0 * tanh(in0 / f0) */
     DI_OP_CAST = 16,       /* out0 = in0 in another dtype */
     DI_OP_GATHER_ROWS = 17,/* out0[R,.] = in0[logit_row[R],.] */
-    DI_OP_SAMPLE = 18      /* in0 logits[R,V]: fills the step's results.  i0 V */
+    DI_OP_SAMPLE = 18,     /* in0 logits[R,V]: fills the step's results.  i0 V */
+    DI_OP_QUANTIZE = 19    /* in0[.,K] fp32 or bf16 → out0 int8 planes, out1 fp32 [., 2G]: scale of each group, then the sum of its
+                              integers (int32 bits).  w0 permutation of K (int32 bits) or -1; i0 K, i1 group (K elements a scale
+                              covers), i2 planes (2: 16-bit activations, 1: 8-bit), i3 head size in the input (0: no heads), i4 padded
+                              head size of the input */
 } di_op;
 
 typedef enum { DI_ACT_NONE = 0, DI_ACT_SILU = 1, DI_ACT_GELU_TANH = 2, DI_ACT_GELU_ERF = 3, DI_ACT_SILU_MUL = 17,
@@ -83,7 +88,8 @@ typedef struct di_instr {
 typedef enum { DI_ROWS_T = 0, DI_ROWS_R = 1 } di_rows;
 
 /* An activation [rows, cols]. A view (parent >= 0) is the column range [first_col, first_col + cols) of its parent.
- * cols and first_col are padded to `di_info.col_align`; padded columns hold zeros. */
+ * cols and first_col are padded to `di_info.col_align`; padded columns hold zeros. DI_I8 slots are quantized planes: cols counts
+ * bytes a row, planes * padded K, and views of them do not exist. */
 typedef struct di_slot {
     uint8_t dtype;
     uint8_t rows;       /* di_rows */
@@ -106,11 +112,15 @@ typedef struct di_weight_desc {
     int32_t k;          /* source elements a row; vectors: 1 */
     int32_t k_group;
     int32_t k_group_padded;
+    int32_t quant_group;    /* DI_U8, DI_U4: K elements that one scale covers (k: per channel); k_group is the same, k_group_padded the
+                               next multiple of 64; the last group may be short. 0: not quantized */
+    uint8_t scale_dtype;    /* DI_F32, DI_F16 or DI_BF16 */
+    uint8_t reserved2[3];
 } di_weight_desc;
 
 typedef struct di_kv_desc {
     int32_t layers, heads, head_size, block_tokens, blocks;
-    uint8_t dtype;      /* DI_BF16 or DI_F32 */
+    uint8_t dtype;      /* DI_BF16, DI_F32, DI_U8 or DI_U4 */
     uint8_t reserved[3];
 } di_kv_desc;
 
@@ -226,6 +236,10 @@ typedef struct di_device_api {
      * row0 is a multiple of col_align. Vectors: one row of n elements. Different row ranges may be written by different threads. */
     int (*weight_write)(void *program, int32_t weight, int32_t row0, int32_t rows, const void *const *row_data, uint8_t src_dtype,
                         char *why, size_t why_bytes);
+    /* The same for a quantized weight whose grid exists already: codes one a byte (`k` a row, NULL: a row of zeros), and for each row one scale
+     * and one zero point a group. weight_write with a floating-point source quantizes by itself. */
+    int (*weight_write_codes)(void *program, int32_t weight, int32_t row0, int32_t rows, const uint8_t *const *codes,
+                              const float *const *scales, const int16_t *const *zeros, char *why, size_t why_bytes);
     int (*submit)(void *program, const di_step *step, uint64_t *ticket, char *why, size_t why_bytes);
     int (*wait)(void *program, uint64_t ticket, char *why, size_t why_bytes);
 

@@ -1,0 +1,292 @@
+// Many rows: blocks of a panel's codes stay in L1 while the rows' planes pass over them. What becomes of the sums of a
+// group, exact integers, is done between the tile instructions of the next.
+#pragma once
+#include "../generic/gemm_quant.h"
+#include "codes.h"
+#include "combine.h"
+#include "gemm_bf16.h"
+
+namespace di {
+namespace {
+
+constexpr int kCodeBlock = 16;  // cells of K in a block: 32 KiB of one panel stay in L1
+
+// The sums of a unit, the four tiles 4 to 7: with two planes 16 rows of either, with one plane 32 rows.
+template <int kPlanes>
+constexpr int kUnitRows = kPlanes == 2 ? 16 : 32;
+
+// Work on the sums of one group of a unit, done a few rows at a time.
+template <int kPlanes, bool kZeros>
+struct Pending {
+    static constexpr int kRows = kUnitRows<kPlanes>;
+    GroupSums sums{};  // of the first 16 rows; tiles: null where there is nothing to do
+    int jump = 0;      // the second 16 rows lie so many rows nearer than 16
+    bool first = false, fits = false;
+    int m = 0, rows = 0, skip = 0, p = 0;  // what to finish: rows from m, after `skip` rows; none before K's end
+    int done = 0;
+
+    DI_INLINE void work(const Gemm& g, int n) {
+        if (!sums.tiles) return;
+        const int end = done + n < kRows ? done + n : kRows, middle = kRows == 32 && done < 16 && end > 16 ? 16 : end;
+        combine(done, middle);
+        if (middle < end) combine(middle, end);
+        done = end;
+        if (done < kRows) return;
+        done = 0;
+        sums.tiles = nullptr;
+        if (rows > 0) finish_rows(g);
+    }
+    DI_INLINE void complete(const Gemm& g) { work(g, kRows); }
+
+  private:
+    DI_INLINE void combine(int begin, int end) const {
+        GroupSums s = sums.from(begin);
+        if (kRows == 32 && begin >= 16) {
+            s.tiles += 256;  // 16 rows of two tiles
+            s.scales -= jump * kCell;
+            s.integers -= jump * kCell;
+        }
+        combine_rows<kPlanes, kZeros>(s, end - begin, fits, first);
+    }
+
+    DI_INLINE void finish_rows(const Gemm& g) const {
+        if (kPlanes == 1 && jump > 0 && rows > 16) {
+            finish(g, m, 16, p, sums.totals);
+            finish(g, m + 16, rows - 16, p, sums.totals + (16 + jump) * kCell);
+        } else {
+            finish(g, m, rows, p, sums.totals + skip * kCell);
+        }
+    }
+};
+
+// A stretch of K: whole groups, or a part of one.
+struct KRange {
+    int cell, cells;  // of the planes
+    int group, groups;
+    bool begins, ends;  // its groups
+    bool last;          // of K
+};
+
+// Memory of one thread's product besides the spilled sums. It stands apart from what the loops keep in registers: tile
+// instructions may write any memory that they can reach.
+template <bool kNibbles>
+struct CodeBuffers {
+    alignas(64) int32_t sums[2][4 * 256];
+    alignas(64) float finished[kCellSize];
+    alignas(64) float grids[2][kCodeBlock][2 * kCell];  // scales, then zeros as int32
+    alignas(64) uint8_t tiles[kNibbles ? kCodeBlock * 2 * kTileBytes : 64];
+};
+
+static_assert(2 * kGroupPanels * kChunkBands * kCellSize <= Gemm::scratch_floats());
+
+// One group of panels [q0, q1) against one chunk of rows [m0, m1). Scratch: the sums of units between parts of a group,
+// then their totals between stretches of K.
+template <int kPlanes, bool kNibbles>
+class QuantGroup {
+  public:
+    static constexpr int kUnits = kPlanes == 2 ? 2 : 1;  // of a band
+    static constexpr size_t kUnitInts = 4 * 256;
+    using Sums = Pending<kPlanes, !kNibbles>;
+
+    QuantGroup(const GemmQ& q, const Gemm& epilogue, CodeBuffers<kNibbles>& buffers, int m0, int m1, int q0, int q1)
+        : x_(q.x), grid_(q.grid), w_(q.w), epilogue_(epilogue), buffers_(buffers), m0_(m0), m1_(m1), q0_(q0), q1_(q1) {
+        const size_t units = static_cast<size_t>(q1 - q0) * bands() * kUnits;
+        ints_ = reinterpret_cast<int32_t*>(q.scratch);
+        totals_ = q.scratch + (w_.group_cells() > kCodeBlock ? units * kUnitInts : 0);
+        fits_ = fits_int32(w_, kPlanes);
+    }
+
+    DI_INLINE void run() {
+        Sums pending;
+        KRange s = range_at(0);
+        for (;;) {
+            const KRange next = s.last ? range_at(0) : range_at(s.cell + s.cells);
+            for (int p = q0_; p < q1_; ++p) run_panel(s, next, p, pending);
+            if (s.last) break;
+            s = next;
+        }
+        pending.complete(epilogue_);
+    }
+
+  private:
+    int bands() const { return (m1_ - m0_ + kCell - 1) / kCell; }
+
+    // The stretch of K that begins at a cell.
+    KRange range_at(int cell) const {
+        const int size = w_.group_cells(), group = cell / size;
+        if (size <= kCodeBlock) {
+            const int most = kCodeBlock / size, left = w_.groups - group, groups = left < most ? left : most;
+            const int end = groups == left ? w_.cells : (group + groups) * size;
+            return {cell, end - cell, group, groups, true, true, end == w_.cells};
+        }
+        const int begin = group * size, full = begin + size, end = full < w_.cells ? full : w_.cells;
+        const int parts = parts_of(end - begin, kCodeBlock);
+        int part = 0;
+        while (begin + part_begin(end - begin, parts, part) < cell) ++part;
+        const int stop = begin + part_begin(end - begin, parts, part + 1);
+        return {cell, stop - cell, group, 1, cell == begin, stop == end, stop == w_.cells};
+    }
+
+    // Where a unit stands in its walk over K.
+    struct Cursor {
+        const uint8_t* w;
+        const int8_t* x;
+        size_t x_step;
+        long second;  // bytes from tile 0 to tile 1
+    };
+    struct Ahead {
+        Lines w, x;
+        int w_lines, x_lines;  // a cell
+    };
+    struct Unit {
+        int m, rows, shift;  // rows from m count; the tiles begin `shift` rows before m
+        float* totals;
+        const float* grid;
+    };
+
+    DI_INLINE void run_panel(const KRange& s, const KRange& next, int p, Sums& pending) {
+        const uint8_t* w = load_panel(s, p);
+        const int band_rows = x_.band(), second = band_rows - 16, size = w_.group_cells();
+        const size_t x_step = static_cast<size_t>(kPlanes) * band_rows * kQuantCell;
+        Ahead ahead = weights_ahead(s, next, p);
+        // This panel's part of the next stretch of x.
+        const size_t x0 = next.cell + part_begin(next.cells, q1_ - q0_, p - q0_);
+        const size_t x1 = next.cell + part_begin(next.cells, q1_ - q0_, p - q0_ + 1);
+        for (int i = 0; i < bands() * kUnits; ++i) {
+            const int half = i % kUnits, band = m0_ + i / kUnits * kCell, first = half * second;
+            const int m = band + 16 * half, left = m1_ - m;
+            if (left <= 0) continue;
+            const int8_t* x = x_.row(band, 0, 0);
+            const auto* x_ahead = reinterpret_cast<const char*>(x);
+            ahead.x = {x_ahead + (half == 0 ? x0 : x1) * x_step, x_ahead + x1 * x_step};
+            ahead.x_lines = ahead.x.share(s.cells);
+            Cursor at{w, x + s.cell * x_step + first * kQuantCell, x_step,
+                      (kPlanes == 2 ? band_rows : second) * kQuantCell};
+            const size_t index = static_cast<size_t>(p - q0_) * bands() * kUnits + i;
+            int32_t* ints = ints_ + index * kUnitInts;
+            float* totals = whole_k(s) ? buffers_.finished : totals_ + index * kUnitRows<kPlanes> * kCell;
+            const Unit unit{m, left < kUnitRows<kPlanes> ? left : kUnitRows<kPlanes>, 16 * half - first, totals,
+                            grid_.row<const float>(band + first)};
+            for (int g = 0; g < s.groups; ++g) {
+                const int rest = s.cells - g * size, cells = s.groups == 1 || rest < size ? rest : size;
+                multiply(at, cells, s.begins ? nullptr : ints, ahead, pending);
+                if (s.ends) {
+                    hand_over(unit, s.group + g, buffers_.grids[grid_turn_][g], p, pending);
+                } else {
+                    store(ints);
+                }
+            }
+        }
+    }
+
+    // Whether a unit's totals are done with in one stretch.
+    bool whole_k(const KRange& s) const { return s.cells == w_.cells || w_.groups == 1; }
+
+    // The codes that come next: this stretch of the next panel, or the next stretch of the first.
+    Ahead weights_ahead(const KRange& s, const KRange& next, int p) const {
+        const bool more = p + 1 < q1_;
+        const KRange& then = more ? s : next;
+        const int panel = more ? p + 1 : s.last ? q1_ : q0_;
+        const auto* at = reinterpret_cast<const char*>(panel_codes(w_, panel) + then.cell * code_bytes(kNibbles));
+        Ahead ahead{{at, at + then.cells * code_bytes(kNibbles)}, {}, 0, 0};
+        ahead.w_lines = ahead.w.share(bands() * kUnits * s.cells);
+        return ahead;
+    }
+
+    // A group's sums leave the tiles and become pending work.
+    DI_INLINE void hand_over(const Unit& unit, int group, const float* panel, int p, Sums& pending) {
+        turn_ ^= 1;
+        store(buffers_.sums[turn_]);
+        pending.complete(epilogue_);
+        const float *scales = unit.grid + column(group), *integers = unit.grid + column(w_.groups + group);
+        pending.sums = {buffers_.sums[turn_], 512, panel, scales, integers, unit.totals};
+        pending.jump = kCell - x_.band();
+        pending.first = group == 0;
+        pending.fits = fits_;
+        pending.m = unit.m;
+        pending.rows = group + 1 == w_.groups ? unit.rows : 0;
+        pending.skip = unit.shift;
+        pending.p = p;
+    }
+
+    size_t column(int c) const { return c / kCell * grid_.step() + c % kCell; }
+
+    static DI_INLINE void store(int32_t* to) {
+        tile_store<4>(to), tile_store<5>(to + 256), tile_store<6>(to + 512), tile_store<7>(to + 768);
+    }
+
+    DI_INLINE void multiply(Cursor& at, int cells, const int32_t* from, Ahead& ahead, Sums& pending) {
+        if (from) {
+            tile_load_stream<4>(from), tile_load_stream<5>(from + 256);
+            tile_load_stream<6>(from + 512), tile_load_stream<7>(from + 768);
+        } else {
+            tile_zero<4>(), tile_zero<5>(), tile_zero<6>(), tile_zero<7>();
+        }
+        const int work = (kUnitRows<kPlanes> + cells - 1) / cells;
+        for (int c = 0; c < cells; ++c, at.x += at.x_step, at.w += 2 * kTileBytes) {
+            tile_load<2>(at.w);
+            tile_load_stream<0>(at.x);
+            tile_multiply_bytes<kNibbles, 4, 0, 2>();
+            tile_load<3>(at.w + kTileBytes);
+            tile_multiply_bytes<kNibbles, 5, 0, 3>();
+            tile_load_stream<1>(at.x + at.second);
+            tile_multiply_bytes<kNibbles, 6, 1, 2>();
+            tile_multiply_bytes<kNibbles, 7, 1, 3>();
+            ahead.w.template fetch<0, 2>(ahead.w_lines);
+            ahead.x.template fetch<0, 2>(ahead.x_lines);
+            pending.work(epilogue_, work);
+        }
+    }
+
+    // Scales, zero points and tiles of a panel's stretch.
+    DI_INLINE const uint8_t* load_panel(const KRange& s, int p) {
+        const uint8_t* from = panel_codes(w_, p) + s.cell * code_bytes(kNibbles);
+        grid_turn_ ^= 1;
+        for (int i = 0; i < s.groups; ++i) {
+            PanelGrid grid;
+            load_grid(w_, p, s.group + i, grid);
+            __builtin_memcpy(buffers_.grids[grid_turn_][i], &grid, sizeof grid);
+        }
+        if (!kNibbles) return from;
+        const int size = s.groups > 1 ? w_.group_cells() : s.cells;
+        for (int i = 0; i < s.groups; ++i) {
+            const ZeroBytes zeros(zeros_of(w_, p, s.group + i));
+            const int begin = i * size, end = begin + size < s.cells ? begin + size : s.cells;
+            for (int c = begin; c < end; ++c) unpack_cell(from + c * 1024, zeros, buffers_.tiles + c * 2 * kTileBytes);
+        }
+        return buffers_.tiles;
+    }
+
+    const Planes x_;
+    const View grid_;
+    const QuantWeight w_;
+    const Gemm& epilogue_;
+    CodeBuffers<kNibbles>& buffers_;
+    const int m0_, m1_, q0_, q1_;
+    int32_t* ints_;
+    float* totals_;
+    bool fits_;
+    int turn_ = 0, grid_turn_ = 0;  // of the two buffers that pending work reads and the next is written to
+};
+
+template <int kPlanes, bool kNibbles>
+DI_NOINLINE void gemm_quant_blocked(const GemmQ& g, int m0, int m1, int p0, int p1) {
+    configure_tiles(16, 16);
+    const bool parts = g.w.group_cells() > kCodeBlock, sums = g.w.groups > 1 && g.w.cells > kCodeBlock;
+    const int bands = (m1 - m0 + kCell - 1) / kCell;
+    // What the scratch and L2 hold.
+    const int most = (kPlanes == 2 && (parts || sums)) || (parts && sums) ? kChunkBands / 2 : kChunkBands;
+    const int chunks = parts_of(bands, most), groups = parts_of(p1 - p0, kGroupPanels);
+    const Gemm epilogue = epilogue_of(g);
+    CodeBuffers<kNibbles> buffers;
+    for (int i = 0; i < chunks * groups; ++i) {
+        const int c = i / groups, q = i % groups;
+        const int begin = m0 + part_begin(bands, chunks, c) * kCell;
+        const int end = m0 + part_begin(bands, chunks, c + 1) * kCell;
+        const int q0 = p0 + part_begin(p1 - p0, groups, q), q1 = p0 + part_begin(p1 - p0, groups, q + 1);
+        QuantGroup<kPlanes, kNibbles>(g, epilogue, buffers, begin, end < m1 ? end : m1, q0, q1).run();
+    }
+}
+
+}  // namespace
+}  // namespace di

@@ -1,0 +1,163 @@
+// Activations to integers: a scale and a sum for each row and group, and planes of bytes for the product.
+#pragma once
+#include "rows.h"
+
+namespace di {
+namespace {
+
+// x / scale as x · high + x · low, where high + low is 1 / scale to twice the precision.
+struct Inverse {
+    float high, low;
+};
+
+// Of one row and group.
+struct RowGrid {
+    float scale;
+    Inverse inverse;
+    bool empty() const { return inverse.high == 0.0f; }  // all its integers are zero
+};
+
+DI_INLINE RowGrid row_grid(float largest, bool finite, int planes) {
+    const float scale = largest / (planes == 2 ? 32512.0f : 127.0f);
+    if (!finite) return {__builtin_nanf(""), {0.0f, 0.0f}};
+    if (!(scale >= 0x1p-126f)) return {1.0f, {0.0f, 0.0f}};
+    const float high = 1.0f / scale;
+    return {scale, {high, __builtin_fmaf(-scale, high, 1.0f) * high}};
+}
+
+// One group: its place in K and in the planes.
+struct Span {
+    int k, count, cell, cells;
+
+    int count_of(int c) const {
+        const int left = count - c * kQuantCell;
+        return left < 0 ? 0 : left < kQuantCell ? left : kQuantCell;
+    }
+};
+
+// Rows of one band of the input, from its first row's element 0 on; a row is 32 elements.
+template <class T>
+struct BandReader {
+    const Quantize& q;
+    const T* x;
+    size_t step;
+    bool plain;  // elements lie side by side: any 32 from a multiple of 32 do
+
+    BandReader(const Quantize& quantize, int m)
+        : q(quantize),
+          x(q.x.row<const T>(m)),
+          step(q.x.step()),
+          plain(!q.permutation && (q.head == 0 || q.head == q.padded_head)) {}
+
+    // Elements [k, k + count), count <= 64, of the i-th row, and zeros after them.
+    DI_INLINE void read(int i, int k, int count, Vec v[4]) const {
+        const T* row = x + i * kCell;
+        if (plain && count == kQuantCell && k % kCell == 0) {
+            const T* at = row + k / kCell * step;
+            v[0] = load16(at), v[1] = load16(at + 16);
+            at += step;
+            v[2] = load16(at), v[3] = load16(at + 16);
+            return;
+        }
+        alignas(64) T raw[kQuantCell];
+        gather(row, k, count, raw);
+        for (int j = 0; j < 4; ++j) v[j] = load16(raw + 16 * j);
+    }
+
+  private:
+    DI_NOINLINE void gather(const T* row, int k, int count, T* to) const {
+        __builtin_memset(to, 0, kQuantCell * sizeof(T));
+        for (int i = 0; i < count; ++i) {
+            int c = q.permutation ? q.permutation[k + i] : k + i;
+            if (c < 0 || c >= q.k) c = 0;  // a broken permutation gives wrong numbers, never a read elsewhere
+            if (q.head) c = c / q.head * q.padded_head + c % q.head;
+            to[i] = row[c / kCell * step + c % kCell];
+        }
+    }
+};
+
+// The scales of rows [m, m + rows) in one group.
+template <class T>
+DI_INLINE void find_grids(const BandReader<T>& x, int rows, const Span& s, int planes, RowGrid* grids) {
+    alignas(64) float largest[kCell][16], wrong[kCell][16];
+    __builtin_memset(largest, 0, static_cast<size_t>(rows) * sizeof largest[0]);
+    __builtin_memset(wrong, 0, static_cast<size_t>(rows) * sizeof wrong[0]);
+    for (int c = 0; c < s.cells; ++c) {
+        for (int i = 0; i < rows; ++i) {
+            Vec v[4], most = Vec::load(largest[i]), bad = Vec::load(wrong[i]);
+            x.read(i, s.k + c * kQuantCell, s.count_of(c), v);
+            for (const Vec& e : v) {
+                most = max(abs(e), most);
+                bad = fma(e, Vec::zero(), bad);  // NaN where e is not finite
+            }
+            most.store(largest[i]);
+            bad.store(wrong[i]);
+        }
+    }
+    for (int i = 0; i < rows; ++i) {
+        const bool finite = !is_nan(Vec::load(wrong[i])).any();
+        grids[i] = row_grid(Vec::load(largest[i]).reduce_max(), finite, planes);
+    }
+}
+
+// 64 rounded quotients to the bytes of a = 256 · high + low; `sums` are 16 lanes.
+template <bool kTwo>
+DI_INLINE void store_planes(const float* a, int8_t* high, int8_t* low, int32_t* sums) {
+    alignas(64) int32_t x[kQuantCell];
+    for (int i = 0; i < kQuantCell; ++i) x[i] = static_cast<int32_t>(a[i]);
+    for (int i = 0; kTwo && i < kQuantCell; ++i) high[i] = static_cast<int8_t>((x[i] + 128) >> 8);
+    for (int i = 0; i < kQuantCell; ++i) low[i] = static_cast<int8_t>(x[i]);
+    for (int i = 0; i < 16; ++i) sums[i] += x[i] + x[i + 16] + x[i + 32] + x[i + 48];
+}
+
+template <class T, bool kTwo>
+DI_INLINE void quantize_group(const Quantize& q, int m, int rows, int group, int groups, const Span& s) {
+    const BandReader<T> x(q, m);
+    RowGrid grids[kCell];
+    find_grids(x, rows, s, kTwo ? 2 : 1, grids);
+    alignas(64) int32_t sums[kCell][16];
+    __builtin_memset(sums, 0, static_cast<size_t>(rows) * sizeof sums[0]);
+    const size_t plane = static_cast<size_t>(q.y.band()) * kQuantCell;
+    int8_t* cell = q.y.row(m, s.cell, 0);
+    for (int c = 0; c < s.cells; ++c, cell += plane * (kTwo ? 2 : 1)) {
+        int8_t* to = cell;
+        for (int i = 0; i < rows; ++i, to += kQuantCell) {
+            Vec v[4];
+            alignas(64) float a[kQuantCell];
+            x.read(i, s.k + c * kQuantCell, s.count_of(c), v);
+            const Vec high = Vec::set(grids[i].inverse.high), low = Vec::set(grids[i].inverse.low);
+            for (int j = 0; j < 4; ++j) {
+                const Vec e = select(Vec::first_n(grids[i].empty() ? 0 : 16), v[j], Vec::zero());
+                rint(fma(e, high, e * low)).store(a + 16 * j);
+            }
+            store_planes<kTwo>(a, to, kTwo ? to + plane : to, sums[i]);
+        }
+    }
+    const auto column = [&](int c) { return q.grid.row<float>(m) + c / kCell * q.grid.step() + c % kCell; };
+    float *scales = column(group), *integers = column(groups + group);
+    for (int i = 0; i < rows; ++i, scales += kCell, integers += kCell) {
+        int32_t sum = 0;
+        for (int32_t lane : sums[i]) sum += lane;
+        *scales = grids[i].scale;
+        __builtin_memcpy(integers, &sum, sizeof sum);
+    }
+}
+
+void quantize(const Quantize& q, int m0, int m1) {
+    const int groups = (q.k + q.group - 1) / q.group, group_cells = (q.group + kQuantCell - 1) / kQuantCell;
+    by_type(q.x.dtype, [&](auto tag) {
+        using T = TypeOf<decltype(tag)>;
+        for_bands(q.x, m0, m1, [&](int m, int rows) {
+            for (int g = 0; g < groups; ++g) {
+                const int left = q.k - g * q.group, count = left < q.group ? left : q.group;
+                const int cell = g * group_cells, cells = g + 1 < groups ? group_cells : q.y.cells - cell;
+                const Span span{g * q.group, count, cell, cells};
+                q.y.count == 2 ? quantize_group<T, true>(q, m, rows, g, groups, span)
+                               : quantize_group<T, false>(q, m, rows, g, groups, span);
+            }
+        });
+    });
+}
+
+}  // namespace
+}  // namespace di
