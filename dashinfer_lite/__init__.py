@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ModelError,
         RequestError,
     )
+    from dashinfer_lite.graph.quant import QuantPolicy
     from dashinfer_lite.llm import LLM
     from dashinfer_lite.outputs import CompletionOutput, Logprob, RequestOutput, Timings, Usage
     from dashinfer_lite.sampling_params import SamplingParams
@@ -41,6 +42,7 @@ __all__ = [
     "DeviceError",
     "Logprob",
     "ModelError",
+    "QuantPolicy",
     "Request",
     "RequestError",
     "RequestOutput",
@@ -61,6 +63,7 @@ _HOME = {
     "LLM": "llm",
     "Logprob": "outputs",
     "ModelError": "errors",
+    "QuantPolicy": "graph.quant",
     "Request": "engine",
     "RequestError": "errors",
     "RequestOutput": "outputs",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from dashinfer_lite.engine import Engine, Request
 from dashinfer_lite.errors import DashInferError, ModelError, RequestError
-from dashinfer_lite.loading import DTYPES, Options, demo_model_folder, kv_dtype_for, load_model
+from dashinfer_lite.loading import DTYPES, KV_DTYPES, Options, demo_model_folder, kv_dtype_for, load_model
 from dashinfer_lite.prompts import (
     Messages,
     Params,
@@ -24,6 +24,7 @@ from dashinfer_lite.text_codec import TextCodec
 
 if TYPE_CHECKING:
     from dashinfer_lite.devices import DeviceInfo
+    from dashinfer_lite.graph.quant import QuantPolicy
     from dashinfer_lite.outputs import RequestOutput
     from dashinfer_lite.sampling_params import SamplingParams
 
@@ -53,12 +54,18 @@ class LLM:
         progress: Callable[[int, int], object] | None = None,
         isa: str | None = None,
         passes: Iterable[str] | None = None,
+        quant: str | QuantPolicy | None = None,
+        head: str | None = None,
     ) -> None:
         """Load a model; without a path, the embedded demo model.
 
         device         "cpu", "reference", or another of `dashinfer_lite.devices()`
         dtype          of the weights: "auto" (as stored), "fp32", "fp16" or "bf16"
-        kv_cache       type of the KV cache: "auto", "fp32" or "bf16"
+        quant          how matrices are multiplied: "a16w8" (or "int8"), "a16w4" (or "int4"), "a8w8", each with "-g32"
+                       to "-g512" for groups; "none": in floating point; None: as they are stored, and in fp32 with
+                       dtype="fp32". A QuantPolicy says more, layer by layer
+        head           of the LM head: "int8", or "bf16" for as it is stored; None: "int8" where there is a `quant`
+        kv_cache       type of the KV cache: "auto", "fp32", "bf16", "int8" or "uint4"
         kv_memory      the KV cache's largest size; memory is used when it is first needed
         threads        threads to compute with; None: the physical cores that the process may use
         max_context    most tokens of prompt and answer; None: the model's, or what kv_memory holds
@@ -72,7 +79,9 @@ class LLM:
 
         ModelError, DeviceError, CapacityError and RequestError say what is wrong and what to do.
         """
-        options = Options(device, dtype, kv_cache, kv_memory, threads, max_context, max_batch, isa, passes, progress)
+        options = Options(
+            device, dtype, kv_cache, kv_memory, threads, max_context, max_batch, isa, passes, progress, quant, head
+        )
         model = load_model(path, options)
         tokenizer = model.tokenizer
         try:
@@ -178,11 +187,13 @@ class LLM:
     def info(self) -> dict[str, Any]:
         """What is loaded, on what, and how: plain values."""
         model, device, kv = self._model, self._model.device.info, self._model.program.kv
-        names = {dtype: name for name, dtype in DTYPES.items()}
+        names = {dtype: name for name, dtype in (DTYPES | KV_DTYPES).items()}
         return {
             "model": str(model.folder.path),
             "architecture": model.folder.architecture,
             "dtype": names[model.dtype],
+            "quant": str(model.quant),
+            "head": model.head,
             "kv_cache": names[kv.dtype],
             "device": device.name,
             "tier": device.tier,

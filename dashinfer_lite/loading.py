@@ -6,18 +6,22 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dashinfer_lite.devices import Device, DeviceInfo, Executable, open_device
 from dashinfer_lite.errors import CapacityError, ModelError, RequestError
 from dashinfer_lite.graph.build import build
+from dashinfer_lite.graph.plan import kv_token_bytes
 from dashinfer_lite.graph.program import DType, Limits, Program
+from dashinfer_lite.graph.quant import QuantPolicy
 from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.text import load_tokenizer
 from dashinfer_lite.weights import ModelFolder
 from dashinfer_lite.weights.loader import load_weights
+from dashinfer_lite.weights.packed import PackedReader
+from dashinfer_lite.weights.quantized import QuantizedReader
 
 if TYPE_CHECKING:
     import os
@@ -25,12 +29,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dashinfer_lite.text import Tokenizer
+    from dashinfer_lite.weights import WeightReader
 
 DTYPES: Final[dict[str, DType]] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+KV_DTYPES: Final[dict[str, DType]] = {"fp32": "f32", "bf16": "bf16", "int8": "u8", "uint4": "u4"}
 BLOCK_TOKENS: Final = 32
 MAX_BATCH: Final = 64
 STEP_TOKENS: Final = 512
-ITEM_BYTES: Final = {"f32": 4, "f16": 2, "bf16": 2}
 _UNITS: Final = {
     "": 1,
     "KB": 10**3,
@@ -61,6 +66,8 @@ class Options:
     isa: str | None = None
     passes: Iterable[str] | None = None
     progress: Callable[[int, int], object] | None = None
+    quant: str | QuantPolicy | None = None
+    head: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +81,16 @@ class LoadedModel:
     executable: Executable
     tokenizer: Tokenizer | None
     dtype: DType
+    quant: QuantPolicy
     max_context: int
     load_s: float
+
+    @property
+    def head(self) -> str:
+        """The type of the LM head: "int8", "bf16" and so on."""
+        tensor = f"{self.program.notes['head']}.weight"
+        names = {"u8": "int8", "u4": "int4"} | {dtype: name for name, dtype in DTYPES.items()}
+        return next(names[spec.dtype] for spec in self.program.weights for part in spec.parts if part.name == tensor)
 
     def close(self) -> None:
         self.executable.close()
@@ -96,6 +111,7 @@ def load_model(path: str | os.PathLike[str] | None, options: Options) -> LoadedM
     tokenizer = _tokenizer(folder.path)
     with folder.open_weights() as weights:
         dtype = dtype_for(options.dtype, folder.stored_dtype(weights))
+        quant = quant_policy(options, folder, weights)
         kv_dtype = kv_dtype_for(options.kv_cache, dtype)
         device = open_device(options.device, threads=options.threads, isa=options.isa)
         try:
@@ -105,7 +121,7 @@ def load_model(path: str | os.PathLike[str] | None, options: Options) -> LoadedM
             )
             program = build(
                 model.forward, config, device.info, dtype=dtype, kv_dtype=kv_dtype, limits=limits, blocks=blocks,
-                block_tokens=BLOCK_TOKENS, passes=options.passes,
+                block_tokens=BLOCK_TOKENS, passes=options.passes, quant=quant,
             )  # fmt: skip
             executable = device.create(program)
             try:
@@ -120,7 +136,7 @@ def load_model(path: str | os.PathLike[str] | None, options: Options) -> LoadedM
             device.close()
             raise
     seconds = time.perf_counter() - begin
-    return LoadedModel(folder, config, device, program, executable, tokenizer, dtype, max_context, seconds)
+    return LoadedModel(folder, config, device, program, executable, tokenizer, dtype, quant, max_context, seconds)
 
 
 def demo_model_folder() -> Path:
@@ -142,13 +158,34 @@ def dtype_for(asked: str, stored: str) -> DType:
     return DTYPES[asked]
 
 
+def quant_policy(options: Options, folder: ModelFolder, weights: WeightReader) -> QuantPolicy:
+    """Which matrices run in integers, from what is asked for and what the folder holds.
+
+    Matrices that the folder holds as integers stay so, unless `quant` is "none", or is left out and dtype is "fp32":
+    then they become numbers again. RequestError for a mode that is not known or does not fit the folder.
+    """
+    grids = weights.grids if isinstance(weights, QuantizedReader) else {}
+    if options.quant == "none" or (options.quant is None and options.dtype == "fp32"):
+        return QuantPolicy.parse(None, head=options.head)
+    if options.quant is None and grids:
+        written = (folder.quantization or {}) if isinstance(weights, PackedReader) else {}
+        policy = QuantPolicy.from_description({"head": "bf16", **written})
+    elif isinstance(options.quant, QuantPolicy):
+        policy = options.quant
+    else:
+        policy = QuantPolicy.parse(options.quant, head=options.head)
+    if options.head is not None:
+        policy = replace(policy, head=QuantPolicy.parse(None, head=options.head).head)
+    return policy.with_grids(grids) if grids else policy
+
+
 def kv_dtype_for(asked: str, dtype: DType) -> DType:
-    """The type of the KV cache: bf16 beside bf16 weights, else fp32."""
+    """The type of the KV cache; "auto" is bf16 beside bf16 weights, else fp32."""
     if asked == "auto":
         return "bf16" if dtype == "bf16" else "f32"
-    if asked not in ("fp32", "bf16"):
-        raise RequestError(f"kv_cache is {asked!r}; it must be auto, fp32 or bf16")
-    return DTYPES[asked]
+    if asked not in KV_DTYPES:
+        raise RequestError(f"kv_cache is {asked!r}; it must be auto, {', '.join(KV_DTYPES)}")
+    return KV_DTYPES[asked]
 
 
 def limits_for(max_batch: int | None) -> Limits:
@@ -163,8 +200,9 @@ def limits_for(max_batch: int | None) -> Limits:
 def kv_block_bytes(config: Any, info: DeviceInfo, kv_dtype: DType) -> int:
     """Bytes of a block of keys and values in all layers."""
     head_size = -(-config.head_dim // info.head_align) * info.head_align
-    values = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * BLOCK_TOKENS
-    return int(values * ITEM_BYTES[kv_dtype])
+    return int(
+        config.num_hidden_layers * config.num_key_value_heads * BLOCK_TOKENS * kv_token_bytes(kv_dtype, head_size)
+    )
 
 
 def kv_room(

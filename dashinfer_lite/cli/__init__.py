@@ -1,1 +1,1 @@
-"""The program `dashinfer-lite`: chat, generate, bench, info."""
+"""The program `dashinfer-lite`: chat, generate, bench, info, quantize, eval."""

@@ -87,21 +87,20 @@ def _measure(args: argparse.Namespace, chosen: Sequence[Workload]) -> Result:
     from dashinfer_lite.cli.bench_meter import PROBE_BYTES, PROBE_ROUNDS, RoofProbe
     from dashinfer_lite.cli.bench_result import Result
     from dashinfer_lite.cli.bench_work import Bench
-    from dashinfer_lite.loading import demo_model_folder
+    from dashinfer_lite.loading import Options, demo_model_folder
 
     begin = time.perf_counter()
     with ExitStack() as stack:
+        options = Options(**{name: getattr(args, name) for name in ("dtype", "quant", "head", "kv_cache", "threads")})
         if args.shape is not None:
-            source = random_source(args.shape)
+            source = random_source(args.shape, options)
         else:
-            source = folder_source(Path(args.model) if args.model else demo_model_folder())
+            source = folder_source(Path(args.model) if args.model else demo_model_folder(), options)
         with ProgressBar("loading") as progress:
             opened = open_engine(
                 source,
                 stack,
-                dtype=args.dtype,
-                kv_cache=args.kv_cache,
-                threads=args.threads,
+                options,
                 sequences=max(workload.sequences for workload in chosen),
                 context=max(workload.context for workload in chosen),
                 progress=progress,
@@ -120,6 +119,7 @@ def _measure(args: argparse.Namespace, chosen: Sequence[Workload]) -> Result:
         return Result(
             model=source.name,
             dtype=opened.dtype,
+            quant=str(source.quant),
             kv_dtype=program.kv.dtype,
             tier=info.tier,
             threads=info.threads,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dashinfer_lite.graph.plan import ITEM_BYTES
+from dashinfer_lite.graph.plan import kv_token_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,7 +69,7 @@ def cost_of(program: Program, head_align: int) -> Cost:
         packed_bytes=sum(_packed(weight) for weight in program.weights),
         matmul_weights=sum(_elements(weight) for weight in body),
         head_weights=sum(_elements(weight) for weight in tail),
-        kv_token_bytes=2 * kv.layers * kv.heads * head_size * ITEM_BYTES[kv.dtype],
+        kv_token_bytes=kv.layers * kv.heads * kv_token_bytes(kv.dtype, head_size),
         pair_operations=pairs,
         step_tokens=program.limits.max_tokens,
     )
@@ -82,7 +82,16 @@ def _matrices(program: Program, code: Iterable[Instr]) -> list[WeightSpec]:
 def _packed(weight: WeightSpec) -> int:
     if weight.kind == "vector":
         return 4 * weight.n
-    return weight.n * (weight.k // weight.k_group * weight.k_group_padded) * ITEM_BYTES[weight.dtype]
+    return weight.n * (_bytes(weight.k_padded, weight.dtype) + weight.groups * _grid_bytes(weight))
+
+
+def _bytes(count: int, dtype: str) -> int:
+    return count // 2 if dtype == "u4" else count * {"u8": 1, "f16": 2, "bf16": 2, "f32": 4}[dtype]
+
+
+def _grid_bytes(weight: WeightSpec) -> int:
+    """A scale and a 16-bit zero point."""
+    return _bytes(1, weight.scale_dtype) + 2
 
 
 def _elements(weight: WeightSpec) -> int:

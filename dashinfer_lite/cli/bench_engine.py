@@ -10,7 +10,8 @@ from dashinfer_lite.devices import open_device
 from dashinfer_lite.engine import Engine
 from dashinfer_lite.errors import RequestError
 from dashinfer_lite.graph.build import build
-from dashinfer_lite.loading import BLOCK_TOKENS, dtype_for, kv_dtype_for, limits_for
+from dashinfer_lite.graph.quant import QuantPolicy
+from dashinfer_lite.loading import BLOCK_TOKENS, Options, dtype_for, kv_dtype_for, limits_for, quant_policy
 from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.weights import ModelFolder
 from dashinfer_lite.weights.loader import load_weights
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model comes from: its definition and configuration, its weights and their stored type."""
+    """Where a model comes from: definition, configuration, weights, their stored type, and what becomes of them."""
 
     name: str
     forward: Callable[..., object]
     config: Any
     weights: WeightReader
     stored: str
+    quant: QuantPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +49,32 @@ class OpenEngine:
     dtype: DType
 
 
-def random_source(shape: str) -> Source:
-    """A shape with random weights."""
+def random_source(shape: str, options: Options) -> Source:
+    """A shape with random weights, quantized as the options say."""
     config = shape_config(shape)
     model = find_model(config["architectures"][0])
-    return Source(
-        shape, model.forward, model.config.from_dict(config, where=shape), RandomWeights(tensor_shapes(config)), "bf16"
-    )
+    weights = RandomWeights(tensor_shapes(config))
+    quant = options.quant
+    if not isinstance(quant, QuantPolicy):
+        quant = QuantPolicy.parse(quant, head=options.head)
+    return Source(shape, model.forward, model.config.from_dict(config, where=shape), weights, "bf16", quant)
 
 
-def folder_source(path: Path) -> Source:
+def folder_source(path: Path, options: Options) -> Source:
     """A model folder; ModelError where it cannot be used."""
     folder = ModelFolder(path)
     model = find_model(folder.architecture)
     config = model.config.from_folder(folder)
     weights = folder.open_weights()
-    return Source(path.resolve().name, model.forward, config, weights, folder.stored_dtype(weights))
+    stored, quant = folder.stored_dtype(weights), quant_policy(options, folder, weights)
+    return Source(path.resolve().name, model.forward, config, weights, stored, quant)
 
 
 def open_engine(
     source: Source,
     stack: ExitStack,
+    options: Options,
     *,
-    dtype: str = "auto",
-    kv_cache: str = "auto",
-    threads: int | None = None,
     sequences: int,
     context: int,
     progress: Callable[[int, int], None] | None = None,
@@ -84,18 +87,19 @@ def open_engine(
     most = source.config.max_position_embeddings
     if context > most:
         raise RequestError(f"{source.name} has a context of {most} tokens, these workloads need {context}; use --only")
-    weight_dtype = dtype_for(dtype, source.stored)
-    device = open_device("cpu", threads=threads)
+    weight_dtype = dtype_for(options.dtype, source.stored)
+    device = open_device("cpu", threads=options.threads)
     stack.callback(device.close)
     program = build(
         source.forward,
         source.config,
         device.info,
         dtype=weight_dtype,
-        kv_dtype=kv_dtype_for(kv_cache, weight_dtype),
+        kv_dtype=kv_dtype_for(options.kv_cache, weight_dtype),
         limits=limits_for(None),
         blocks=sequences * -(-context // BLOCK_TOKENS),
         block_tokens=BLOCK_TOKENS,
+        quant=source.quant,
     )
     executable = device.create(program)
     stack.callback(executable.close)

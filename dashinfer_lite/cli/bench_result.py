@@ -102,6 +102,7 @@ class Result:
 
     model: str
     dtype: str
+    quant: str
     kv_dtype: str
     tier: str
     threads: int
@@ -115,7 +116,8 @@ class Result:
 
     @property
     def title(self) -> str:
-        return f"{self.model}, {self.dtype} weights, {self.kv_dtype} KV cache"
+        weights = self.dtype if self.quant == "none" else f"{self.quant} ({self.dtype})"
+        return f"{self.model}, {weights} weights, {self.kv_dtype} KV cache"
 
     @property
     def subtitle(self) -> str:

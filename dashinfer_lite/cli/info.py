@@ -35,11 +35,13 @@ def run(args: argparse.Namespace) -> int:
     tolerate_encoding()
     from dashinfer_lite.cli.info_model import describe_model
     from dashinfer_lite.devices import open_device
+    from dashinfer_lite.loading import Options
 
+    options = Options(**{name: getattr(args, name) for name in ("dtype", "quant", "head", "kv_cache")})
     device = open_device("cpu")
     try:
         facts = describe_machine(device.info.tier, device.info.threads)
-        facts["model"], program = describe_model(args.model, device, args.dtype, args.kv_cache)
+        facts["model"], program = describe_model(args.model, device, options)
     finally:
         device.close()
     if args.program:
@@ -132,6 +134,7 @@ def _model_rows(model: dict[str, Any]) -> list[tuple[str, str]]:
         ("sizes", sizes),
         ("context", f"{model['context']} tokens"),
         ("dtype", f"stored as {model['stored_dtype']}, runs as {model['dtype']}: {model['dtype_note']}"),
+        ("quant", model["quant"] if model["quant"] != "none" else "none; --quant a16w8 halves the weights"),
         ("tokenizer", _tokenizer_text(model["tokenizer"])),
         ("chat", "has a chat template" if model["chat_template"] else "no chat template: plain prompts only"),
         ("memory", needs),

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 from dashinfer_lite.cli.bench_cost import cost_of
 from dashinfer_lite.errors import ModelError
 from dashinfer_lite.graph.build import build
-from dashinfer_lite.loading import BLOCK_TOKENS, DTYPES, demo_model_folder, dtype_for, kv_dtype_for, limits_for
+from dashinfer_lite.loading import (
+    BLOCK_TOKENS,
+    DTYPES,
+    KV_DTYPES,
+    demo_model_folder,
+    dtype_for,
+    kv_dtype_for,
+    limits_for,
+    quant_policy,
+)
 from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.text import ChatTemplate, load_tokenizer
 from dashinfer_lite.weights import ModelFolder
@@ -17,20 +26,22 @@ from dashinfer_lite.weights import ModelFolder
 if TYPE_CHECKING:
     from dashinfer_lite.devices import Device
     from dashinfer_lite.graph.program import Program
+    from dashinfer_lite.loading import Options
 
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in (DTYPES | KV_DTYPES).items()}
 
 
-def describe_model(path: str | None, device: Device, dtype: str, kv_cache: str) -> tuple[dict[str, Any], Program]:
+def describe_model(path: str | None, device: Device, options: Options) -> tuple[dict[str, Any], Program]:
     """Plain values about a model, and the program it runs as on the device; ModelError where it cannot be used."""
     folder = ModelFolder(demo_model_folder() if path is None else Path(path))
     model = find_model(folder.architecture)
     config = model.config.from_folder(folder)
     with folder.open_weights() as weights:
         stored = folder.stored_dtype(weights)
+        quant = quant_policy(options, folder, weights)
         parameters = sum(math.prod(weights.info(name).shape) for name in weights.names())
-    weight_dtype = dtype_for(dtype, stored)
-    kv_dtype = kv_dtype_for(kv_cache, weight_dtype)
+    weight_dtype = dtype_for(options.dtype, stored)
+    kv_dtype = kv_dtype_for(options.kv_cache, weight_dtype)
     context = config.max_position_embeddings
     program = build(
         model.forward,
@@ -41,6 +52,7 @@ def describe_model(path: str | None, device: Device, dtype: str, kv_cache: str) 
         limits=limits_for(None),
         blocks=-(-context // BLOCK_TOKENS),
         block_tokens=BLOCK_TOKENS,
+        quant=quant,
     )
     cost = cost_of(program, device.info.head_align)
     facts = {
@@ -58,6 +70,7 @@ def describe_model(path: str | None, device: Device, dtype: str, kv_cache: str) 
         "stored_dtype": NAMES[dtype_for("auto", stored)],
         "dtype": NAMES[weight_dtype],
         "dtype_note": _note(weight_dtype, device.info.tier),
+        "quant": str(quant),
         "kv_dtype": NAMES[kv_dtype],
         "tokenizer": _describe_tokenizer(folder.path),
         "chat_template": ChatTemplate.load(folder.path).available,

@@ -31,8 +31,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the model folder and everything that LLM() takes."""
     group = parser.add_argument_group("model")
     add_model_option(group)
-    group.add_argument("--device", default="cpu", help="what computes: cpu, or another one that `info` lists")
     add_type_options(group)
+    add_run_options(group)
+
+
+def add_run_options(group: Arguments) -> None:
+    """Add where and with how much memory a model runs."""
+    group.add_argument("--device", default="cpu", help="what computes: cpu, or another one that `info` lists")
     group.add_argument("--kv-memory", default="2GiB", metavar="SIZE", help="memory for the KV cache (default: 2GiB)")
     add_threads_option(group)
     group.add_argument(
@@ -47,12 +52,23 @@ def add_model_option(group: Arguments) -> None:
 
 
 def add_type_options(group: Arguments) -> None:
-    """Add --dtype and --kv-cache."""
-    weights, cache = ("auto", "fp32", "fp16", "bf16"), ("auto", "fp32", "bf16")
+    """Add --dtype, --quant, --head and --kv-cache."""
+    weights, cache = ("auto", "fp32", "fp16", "bf16"), ("auto", "fp32", "bf16", "int8", "uint4")
     group.add_argument("--dtype", default="auto", choices=weights, help="type of the weights (default: as stored)")
+    add_quant_options(group)
     group.add_argument(
         "--kv-cache", default="auto", choices=cache, help="type of the KV cache (default: as the weights)"
     )
+
+
+def add_quant_options(group: Arguments) -> None:
+    """Add --quant and --head."""
+    group.add_argument(
+        "--quant",
+        metavar="MODE",
+        help="quantize the weights: a16w8 (= int8), a16w4 (= int4), a8w8, each also by groups, such as a16w4-g128",
+    )
+    group.add_argument("--head", choices=("int8", "bf16"), help="the LM head (default: int8 with --quant, else bf16)")
 
 
 def add_threads_option(group: Arguments) -> None:
@@ -64,7 +80,7 @@ def load(args: argparse.Namespace) -> Loaded:
     """Load the model with a progress bar on a terminal."""
     from dashinfer_lite import LLM
 
-    names = ("device", "dtype", "kv_cache", "kv_memory", "threads", "max_context", "max_batch")
+    names = ("device", "dtype", "quant", "head", "kv_cache", "kv_memory", "threads", "max_context", "max_batch")
     begin = time.perf_counter()
     with ProgressBar("loading") as progress:
         llm = LLM(args.model, **{name: getattr(args, name) for name in names}, progress=progress)

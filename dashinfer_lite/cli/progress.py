@@ -21,11 +21,12 @@ WIDTH = 30
 class ProgressBar:
     """Shows `label [####    ] 42 %` on the error stream and wipes it at the end; silent where nobody watches.
 
-    Call it with (done, total); `amount` writes both, by default as bytes. It draws at most ten times a second.
+    Call it with (done, total); `amount` writes both, by default as bytes. It draws at most ten times a second. `label`
+    may change in between.
     """
 
     def __init__(self, label: str, amount: Callable[[float], str] = size, stream: TextIO | None = None) -> None:
-        self._label = label
+        self.label = label
         self._amount = amount
         self._stream = sys.stderr if stream is None else stream
         self._enabled = is_terminal(self._stream)
@@ -40,7 +41,7 @@ class ProgressBar:
         self._is_shown = True
         share = min(done / total, 1.0)
         bar = ("#" * round(share * WIDTH)).ljust(WIDTH)
-        line = f"{self._label} [{bar}] {share:4.0%}  {self._amount(done)} of {self._amount(total)}"
+        line = f"{self.label} [{bar}] {share:4.0%}  {self._amount(done)} of {self._amount(total)}"
         self._stream.write("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1])
         self._stream.flush()
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from dashinfer_lite.devices.step import Step
     from dashinfer_lite.graph.program import DType, Program
+    from dashinfer_lite.weights.grid import Codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,15 @@ class Executable(Protocol):
         Row i comes from `sources[part_index[i]][row_index[i]]`, a 2-D C-contiguous array of raw elements (uint16 for
         bf16) of `dtype`; part -1 is a row of zeros.
         Thread-safe for disjoint row ranges.
+        """
+        ...
+
+    def write_codes(
+        self, weight: int, row0: int, sources: Sequence[Codes], part_index: np.ndarray, row_index: np.ndarray
+    ) -> None:
+        """Fill rows of a quantized weight whose grid exists already, like `write_rows`.
+
+        `write_rows` itself quantizes, with an error for values that are not finite.
         """
         ...
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from dashinfer_lite.devices.step import Step
     from dashinfer_lite.graph.program import DType, Program
+    from dashinfer_lite.weights.grid import Codes
 
 
 class NativeDevice:
@@ -80,12 +81,23 @@ class NativeExecutable:
                 raise DeviceError(
                     f"weight {weight}: source rows must be {k} contiguous elements, got shape {source.shape}"
                 )
-        base = np.array([source.ctypes.data for source in sources] or [0], np.uint64)
-        stride = np.array([source.strides[0] for source in sources] or [0], np.uint64)
-        part = np.maximum(part_index, 0)
-        addresses = base[part] + stride[part] * row_index.astype(np.uint64)
-        addresses[part_index < 0] = 0
+        addresses = _addresses(sources, part_index, row_index)
         self._call(self._handle.write_rows, weight, row0, addresses, DTYPES[dtype])
+
+    def write_codes(
+        self, weight: int, row0: int, sources: Sequence[Codes], part_index: np.ndarray, row_index: np.ndarray
+    ) -> None:
+        """Fill padded rows of a quantized weight from codes, scales and zero points; see `devices.base.Executable`."""
+        k = self._program.weights[weight].k
+        for source in sources:
+            if source.codes.shape[1:] != (k,) or source.scales.shape != source.zeros.shape:
+                raise DeviceError(f"weight {weight}: codes of shape {source.codes.shape} for {k} columns")
+        arrays = [[np.ascontiguousarray(part) for part in source] for source in sources]
+        wanted = (np.uint8, np.float32, np.int16)
+        if any(part.dtype != kind for parts in arrays for part, kind in zip(parts, wanted, strict=True)):
+            raise DeviceError(f"weight {weight}: codes are uint8, scales fp32, zero points int16")
+        addresses = [_addresses([parts[i] for parts in arrays], part_index, row_index) for i in range(3)]
+        self._call(self._handle.write_codes, weight, row0, *addresses)
 
     def write_vector(self, weight: int, values: np.ndarray) -> None:
         """Fill a vector weight."""
@@ -172,3 +184,13 @@ class NativeExecutable:
             return method(*args)
         except _native.NativeError as error:
             raise DeviceError(f"{self.info.name}: {error}") from None
+
+
+def _addresses(sources: Sequence[np.ndarray], part_index: np.ndarray, row_index: np.ndarray) -> np.ndarray:
+    """Where each row begins; 0 where there is none."""
+    base = np.array([source.ctypes.data for source in sources] or [0], np.uint64)
+    stride = np.array([source.strides[0] for source in sources] or [0], np.uint64)
+    part = np.maximum(part_index, 0)
+    addresses: np.ndarray = base[part] + stride[part] * row_index.astype(np.uint64)
+    addresses[part_index < 0] = 0
+    return addresses

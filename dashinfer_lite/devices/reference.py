@@ -13,8 +13,10 @@ import numpy as np
 
 from dashinfer_lite.devices import reference_ops as math
 from dashinfer_lite.devices.base import DeviceInfo
+from dashinfer_lite.devices.quant_reference import QuantizedWeight
 from dashinfer_lite.devices.reference_step import StepRun
 from dashinfer_lite.errors import DeviceError
+from dashinfer_lite.graph.instant_quant import instant_quant
 from dashinfer_lite.graph.ops import OPS
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from dashinfer_lite.devices.step import Step
     from dashinfer_lite.graph.program import DType, Program
+    from dashinfer_lite.weights.grid import Codes
 
     Floats = npt.NDArray[np.float32]
 
@@ -63,9 +66,14 @@ class ReferenceExecutable:
         self.info = info
         self.program = program
         kv = program.kv
+        self.quantized = {
+            at: QuantizedWeight.empty(spec) for at, spec in enumerate(program.weights) if spec.quant_group
+        }
         self.weights = [np.zeros(_weight_shape(spec), np.float32) for spec in program.weights]
         # [block, layer, k | v, head, token, column]
         self.kv: Floats = np.zeros((kv.blocks, kv.layers, 2, kv.heads, kv.block_tokens, kv.head_size), np.float32)
+        # The scale of each of those heads where the cache is quantized.
+        self.kv_scales: Floats = np.zeros(self.kv.shape[:-1] if kv.is_quantized else (kv.blocks, 0), np.float32)
         # Two bytes of the arena are one fp32 number here, so a 16-bit activation just fits its place.
         self.arena: Floats = np.full(program.arena_bytes // 2, np.nan, np.float32)
         self.last_token = np.zeros(2 * program.limits.max_seqs, np.int32)
@@ -86,6 +94,10 @@ class ReferenceExecutable:
     ) -> None:
         """Fills padded rows from source arrays; see `devices.base.Executable`."""
         spec = self.program.weights[weight]
+        if spec.quant_group:
+            codes = [self._instant_quant(weight, math.widened(source, dtype)) for source in sources]
+            self.write_codes(weight, row0, codes, part_index, row_index)
+            return
         target = self.weights[weight][row0 : row0 + len(part_index)]
         if spec.kind == "vector" or len(target) != len(part_index):
             raise DeviceError(f"weight {weight}: cannot take rows {row0} to {row0 + len(part_index)}")
@@ -95,6 +107,24 @@ class ReferenceExecutable:
             rows = np.flatnonzero(part_index == part)
             values = math.rounded(math.widened(source[row_index[rows]], dtype), spec.dtype)
             groups[rows, :, : spec.k_group] = values.reshape(len(rows), -1, spec.k_group)
+
+    def write_codes(
+        self, weight: int, row0: int, sources: Sequence[Codes], part_index: np.ndarray, row_index: np.ndarray
+    ) -> None:
+        """Fills padded rows of a quantized weight from codes; see `devices.base.Executable`."""
+        if weight not in self.quantized:
+            raise DeviceError(f"weight {weight} is not quantized")
+        stop = row0 + len(part_index)
+        if stop > self.program.weights[weight].n:
+            raise DeviceError(f"weight {weight}: cannot take rows {row0} to {stop}")
+        own: list[npt.NDArray[Any]] = list(self.quantized[weight].rows)
+        for array in own:
+            array[row0:stop][part_index < 0] = 0
+        for number, source in enumerate(sources):
+            rows = np.flatnonzero(part_index == number)
+            given: list[npt.NDArray[Any]] = list(source)
+            for array, values in zip(own, given, strict=True):
+                array[row0 + rows] = values[row_index[rows]]
 
     def write_vector(self, weight: int, values: np.ndarray) -> None:
         """Fills a vector weight."""
@@ -110,6 +140,7 @@ class ReferenceExecutable:
             raise DeviceError("the program is closed")
         self._check(step)
         self.kv[step.clear_blocks[: step.n_clear]] = 0
+        self.kv_scales[step.clear_blocks[: step.n_clear]] = 0
         self._touched.update(step.clear_blocks[: step.n_clear].tolist())
         run = StepRun(self, step)
         for instr in self.program.body:
@@ -148,18 +179,21 @@ class ReferenceExecutable:
 
     def kv_read(self, blocks: Sequence[int]) -> list[bytes]:
         """Copies blocks to the host."""
-        return [self.kv[block].tobytes() for block in blocks]
+        return [self.kv[block].tobytes() + self.kv_scales[block].tobytes() for block in blocks]
 
     def kv_write(self, blocks: Sequence[int], data: Sequence[bytes]) -> None:
         """Copies blocks from the host."""
         for block, content in zip(blocks, data, strict=True):
-            self.kv[block] = np.frombuffer(content, np.float32).reshape(self.kv.shape[1:])
+            values, scales = np.split(np.frombuffer(content, np.float32), [self.kv[block].size])
+            self.kv[block] = values.reshape(self.kv.shape[1:])
+            self.kv_scales[block] = scales.reshape(self.kv_scales.shape[1:])
 
     def stats(self) -> dict[str, int]:
         """Memory by what is in use; times are not measured."""
         return {
-            "weight_bytes": sum(weight.nbytes for weight in self.weights),
-            "kv_bytes": len(self._touched) * self.kv[:1].nbytes,
+            "weight_bytes": sum(each.nbytes for each in self.weights)
+            + sum(each.nbytes for each in self.quantized.values()),
+            "kv_bytes": len(self._touched) * (self.kv[:1].nbytes + self.kv_scales[:1].nbytes),
             "arena_bytes": self.arena.nbytes,
             "last_step_ns": 0,
         }
@@ -173,25 +207,37 @@ class ReferenceExecutable:
 
     def slot_read(self, slot: int, rows: int) -> Floats:
         """Test access: an activation [rows, padded columns]."""
-        return self.slot(slot, rows).copy()
+        return np.array(self.slot(slot, rows), np.float32)
 
     def close(self) -> None:
         """Gives the arrays back."""
         self._open = False
         self.weights = []
-        self.kv = self.arena = np.zeros(0, np.float32)
+        self.quantized = {}
+        self.kv = self.kv_scales = self.arena = np.zeros(0, np.float32)
 
-    def slot(self, at: int, rows: int) -> Floats:
-        """The arena memory of a slot's first rows."""
+    def slot(self, at: int, rows: int) -> Any:
+        """The arena memory of a slot's first rows: fp32, or the int8 planes of a quantized value as int16."""
         slot = self.program.slots[at]
         root = slot if slot.parent < 0 else self.program.slots[slot.parent]
         capacity = self.program.limits.max_tokens if root.rows == "T" else self.program.limits.tail_rows
         if rows > capacity:
             raise DeviceError(f"slot {at} has {capacity} rows, not {rows}")
         start = root.offset // 2
+        if slot.dtype == "i8":
+            # A byte of the arena is half an fp32 number here, which an int16 just fills.
+            return self.arena[start : start + rows * slot.cols // 2].view(np.int16).reshape(rows, slot.cols)
         whole = self.arena[start : start + rows * root.cols].reshape(rows, root.cols)
         return whole[:, slot.first_col : slot.first_col + slot.cols]
 
+    def _instant_quant(self, weight: int, rows: Floats) -> Codes:
+        try:
+            return instant_quant(rows, self.quantized[weight].grid)
+        except ValueError as error:
+            raise DeviceError(f"weight {weight}: {error}") from None
+
 
 def _weight_shape(spec: Any) -> tuple[int, ...]:
+    if spec.quant_group:
+        return (0, 0)
     return (spec.n,) if spec.kind == "vector" else (spec.n, spec.k // spec.k_group * spec.k_group_padded)

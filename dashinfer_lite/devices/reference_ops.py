@@ -100,10 +100,13 @@ class AttentionArgs:
     sinks: Floats | None
 
 
-def attention(q: Floats, k: Floats, v: Floats, bidirectional: int, args: AttentionArgs) -> Floats:
+def attention(
+    q: Floats, k: Floats, v: Floats, bidirectional: int, args: AttentionArgs, scales: Floats | None = None
+) -> Floats:
     """q[n,Hq,D] are the last n of the tokens whose k, v are [S,Hkv,D]; returns y[n,Hq,D].
 
-    The walk over positions is that of docs/arithmetic.md: softmax steps of 256 positions in splits of 1024.
+    The walk over positions is that of docs/arithmetic.md: softmax steps of 256 positions in splits of 1024. With
+    `scales` [k | v,S,Hkv] k and v are the integers of a quantized cache.
     """
     n, q_heads, size = q.shape
     length, kv_heads, _ = k.shape
@@ -116,6 +119,10 @@ def attention(q: Floats, k: Floats, v: Floats, bidirectional: int, args: Attenti
     padding = [(0, 0), (0, -length % SOFTMAX_STEP), (0, 0)]
     keys = np.pad(k.transpose(1, 0, 2), padding)[:, None]
     values = np.pad(v.transpose(1, 0, 2), padding)[:, None]
+    if scales is None:
+        scales = np.ones((2, length, kv_heads), np.float32)
+    scales = np.pad(scales, [(0, 0), (0, -length % SOFTMAX_STEP), (0, 0)])
+    key_scales, value_scales = scales.transpose(0, 2, 1)[:, :, None, None]
 
     at = np.repeat(np.arange(length - n, length), group)
     shape = tiles.shape[1:3]
@@ -133,12 +140,13 @@ def attention(q: Floats, k: Floats, v: Floats, bidirectional: int, args: Attenti
             if not seen.any():
                 continue
             step = slice(start, start + SOFTMAX_STEP)
-            scores = np.matmul(tiles, keys[:, :, step].swapaxes(-1, -2))
+            scores = np.matmul(tiles, keys[:, :, step].swapaxes(-1, -2)) * key_scales[..., step]
             if args.softcap:
                 scores = np.float32(args.softcap) * np.tanh(scores / np.float32(args.softcap))
             if slopes is not None:
                 scores = scores + slopes * key_at.astype(np.float32)
-            part.add(np.where(seen, scores, np.float32(-np.inf)), values[:, :, step], args.kv_dtype)
+            seen_scores = np.where(seen, scores, np.float32(-np.inf))
+            part.add(seen_scores, value_scales[..., step], values[:, :, step], args.kv_dtype)
         state.merge(part.maximum, part.total, part.sum)
     if (sinks := _by_row(args.sinks, kv_heads, n, shape)) is not None:
         state.merge(sinks, np.ones_like(sinks), np.zeros_like(state.sum))
@@ -154,12 +162,12 @@ class _Softmax:
         self.total = np.zeros((*shape[:-1], 1), np.float32)
         self.sum = np.zeros(shape, np.float32)
 
-    def add(self, scores: Floats, values: Floats, dtype: str) -> None:
+    def add(self, scores: Floats, value_scales: Floats, values: Floats, dtype: str) -> None:
         maximum = np.maximum(self.maximum, scores.max(axis=-1, keepdims=True))
         decay = _exp_difference(self.maximum, maximum)
         p = _exp_difference(scores, maximum)
         self.total = self.total * decay + p.sum(axis=-1, keepdims=True, dtype=np.float32)
-        self.sum = self.sum * decay + np.matmul(rounded(p, dtype), values)
+        self.sum = self.sum * decay + np.matmul(rounded(p * value_scales, dtype), values)
         self.maximum = maximum
 
     def merge(self, maximum: Floats, total: Floats, weighted: Floats) -> None:

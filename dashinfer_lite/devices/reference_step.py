@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dashinfer_lite.devices import reference_ops as math
+from dashinfer_lite.devices.kv_reference import kept, operand_dtype
+from dashinfer_lite.devices.quant_reference import quantize, to_planes
 from dashinfer_lite.devices.rope_reference import rope_table
 from dashinfer_lite.devices.sampling_reference import sample_row
 from dashinfer_lite.devices.step import STATUS_OK
@@ -56,9 +58,13 @@ class _Operands:
 
     def __init__(self, run: StepRun, instr: Instr) -> None:
         op, slots = OPS[instr.op], run.program.slots
-        self.inputs: list[Floats] = [run.executable.slot(slot, run.rows[slots[slot].rows]) for slot in instr.inputs]
+        self.inputs: list[Any] = [
+            run.executable.slot(slot, run.rows[slots[slot].rows]) if slot >= 0 else None for slot in instr.inputs
+        ]
         self.out_slot = slots[instr.outputs[0]] if instr.outputs else None
         self.target = run.executable.slot(instr.outputs[0], run.rows[self.out_slot.rows]) if self.out_slot else None
+        self.second = run.executable.slot(instr.outputs[1], len(self.inputs[0])) if len(instr.outputs) > 1 else None
+        self.quantized = run.executable.quantized.get(instr.weights[0]) if instr.weights else None
         weights = [run.executable.weights[at] if at >= 0 else None for at in instr.weights]
         self.weights = weights + [None] * (len(op.weights) - len(weights))
         self.ints: dict[str, int] = dict(zip(op.ints, instr.ints, strict=True))
@@ -90,7 +96,8 @@ class _Operands:
 
 def _embed(run: StepRun, o: _Operands) -> None:
     hidden = run.program.hidden_size
-    values = o.weight(0)[run.tokens] * np.float32(o.floats["scale"])
+    rows = o.weight(0)[run.tokens] if o.quantized is None else o.quantized.values(run.tokens)
+    values = rows * np.float32(o.floats["scale"])
     if run.step.n_external and run.step.external is not None:
         values[run.step.external_row[: run.step.n_external], :hidden] = run.step.external[: run.step.n_external]
     o.out(values)
@@ -125,7 +132,12 @@ def _layer_norm(run: StepRun, o: _Operands) -> None:
 
 
 def _linear(run: StepRun, o: _Operands) -> None:
-    y = math.product(o.inputs[0], o.weight(0))
+    if o.quantized is None:
+        y = math.product(o.inputs[0], o.weight(0))
+    else:
+        groups = o.quantized.spec.groups
+        grid = o.inputs[2][:, : 2 * groups]
+        y = o.quantized.product(o.inputs[0], grid[:, :groups], grid[:, groups:].view(np.int32))
     if o.weights[1] is not None:
         y = y + o.weights[1]
     if o.ints["act"] >= GATED:
@@ -133,7 +145,25 @@ def _linear(run: StepRun, o: _Operands) -> None:
         y = (math.activation(pairs[:, :, 0], o.ints["act"] - GATED) * pairs[:, :, 1]).reshape(len(y), -1)
     else:
         y = math.activation(y, o.ints["act"])
-    o.out(y + o.inputs[1] if len(o.inputs) > 1 else y)
+    o.out(y + o.inputs[1] if len(o.inputs) > 1 and o.inputs[1] is not None else y)
+
+
+def _quantize(run: StepRun, o: _Operands) -> None:
+    i, x = o.ints, o.inputs[0]
+    if o.target is None or o.second is None:
+        raise DeviceError("an instruction lacks an output")
+    order = o.weights[0]
+    if order is not None:
+        x = x[:, order.view(np.int32)[: i["K"]]]
+    elif i["head"]:
+        x = x[:, : x.shape[1] // i["padded_head"] * i["padded_head"]].reshape(len(x), -1, i["padded_head"])
+        x = x[:, :, : i["head"]].reshape(len(x), -1)
+    result = quantize(x[:, : i["K"]], i["group"], i["planes"])
+    o.target[:] = to_planes(result.integers, i["group"], i["planes"])
+    groups = result.scales.shape[1]
+    o.second[:] = 0
+    o.second[:, :groups] = result.scales
+    o.second[:, groups : 2 * groups] = result.sums.view(np.float32)
 
 
 def _head_norm(run: StepRun, o: _Operands) -> None:
@@ -171,7 +201,7 @@ def _attention(run: StepRun, o: _Operands) -> None:
         o.floats["scale"],
         o.floats["softcap"],
         i["window"],
-        program.kv.dtype,
+        operand_dtype(program.kv.dtype),
         o.vector(0, i["Hq"]),
         o.vector(1, i["Hq"]),
     )
@@ -181,7 +211,11 @@ def _attention(run: StepRun, o: _Operands) -> None:
         blocks = run.step.block_table[b, : -(-length // program.kv.block_tokens)]
         pages = run.executable.kv[blocks, i["layer"]]  # [blocks, k | v, Hkv, tokens, D]
         k, v = pages.transpose(1, 0, 3, 2, 4).reshape(2, -1, i["Hkv"], i["D"])[:, :length]
-        y[rows, :, : i["D"]] = math.attention(q[rows], k, v, int(run.step.bidirectional[b]), args)
+        scales = None
+        if program.kv.is_quantized:
+            grids = run.executable.kv_scales[blocks, i["layer"]]  # [blocks, k | v, Hkv, tokens]
+            scales = grids.transpose(1, 0, 3, 2).reshape(2, -1, i["Hkv"])[:, :length]
+        y[rows, :, : i["D"]] = math.attention(q[rows], k, v, int(run.step.bidirectional[b]), args, scales)
     o.out(y.reshape(len(q), -1))
 
 
@@ -215,8 +249,11 @@ def _store(run: StepRun, layer: int, k: Floats, v: Floats) -> None:
     for b, rows, length in run.sequences:
         at = np.arange(length - (rows.stop - rows.start), length)
         blocks, offsets = run.step.block_table[b][at // kv.block_tokens], at % kv.block_tokens
-        run.executable.kv[blocks, layer, 0, :, offsets] = math.rounded(k[rows], kv.dtype)
-        run.executable.kv[blocks, layer, 1, :, offsets] = math.rounded(v[rows], kv.dtype)
+        for which, x in enumerate((k, v)):
+            heads = kept(x[rows], kv.dtype)
+            run.executable.kv[blocks, layer, which, :, offsets] = heads.values
+            if heads.scales is not None:
+                run.executable.kv_scales[blocks, layer, which, :, offsets] = heads.scales
 
 
 _OPERATIONS: dict[str, Callable[[StepRun, _Operands], None]] = {
@@ -225,6 +262,7 @@ _OPERATIONS: dict[str, Callable[[StepRun, _Operands], None]] = {
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
     "linear": _linear,
+    "quantize": _quantize,
     "head_norm": _head_norm,
     "rope": _rope,
     "kv_write": _kv_write,

@@ -107,6 +107,7 @@ class Graph:
         if self._vocab_size:
             raise ValueError("a model has one head")
         self._vocab_size = vocab
+        self._notes["head"] = self._prefix + name if tied is None else tied
         if tied is None:
             y = self.linear(x, name, vocab, bias=bias, normalize=normalize)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dashinfer_lite.graph.ops import ACTIVATIONS, GATED, OPS
+from dashinfer_lite.graph.plan import ITEM_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from dashinfer_lite.graph.program import Instr, Program, Slot, WeightSpec
 
 HEADINGS: tuple[str, ...] = ("#", "op", "out", "in", "attributes", "weights")
+ZERO_BYTES = 2
 _ACT_NAMES = {code: name for name, code in ACTIVATIONS.items()}
 
 
@@ -37,7 +39,7 @@ def _row(program: Program, at: int, instr: Instr) -> tuple[str, ...]:
         f"{at}" if instr.sync else f"{at} |",
         instr.op,
         " ".join(_slot(program.slots, slot) for slot in instr.outputs),
-        " ".join(_slot(program.slots, slot) for slot in instr.inputs),
+        " ".join(_slot(program.slots, slot) for slot in instr.inputs if slot >= 0),
         " ".join(_attribute(name, value) for name, value in values if value),
         " ".join(_weight(program.weights[weight]) for weight in instr.weights if weight >= 0),
     )
@@ -58,7 +60,8 @@ def _slot(slots: Sequence[Slot], at: int) -> str:
 def _weight(weight: WeightSpec) -> str:
     if weight.kind == "vector":
         return f"{weight.name}[{weight.n}]"
-    return f"{weight.name}:{weight.dtype}[{weight.n},{weight.k // weight.k_group * weight.k_group_padded}]"
+    dtype = weight.dtype + (f"-g{weight.quant_group}" if weight.groups > 1 else "")
+    return f"{weight.name}:{dtype}[{weight.n},{weight.k_padded}]"
 
 
 def _summary(program: Program) -> list[str]:
@@ -72,5 +75,5 @@ def _summary(program: Program) -> list[str]:
 
 
 def _weight_bytes(weight: WeightSpec) -> int:
-    size = 4 if weight.dtype == "f32" else 2
-    return weight.n * (weight.k // weight.k_group) * weight.k_group_padded * size
+    codes = weight.k_padded // 2 if weight.dtype == "u4" else weight.k_padded * ITEM_BYTES[weight.dtype]
+    return weight.n * (codes + weight.groups * (ITEM_BYTES[weight.scale_dtype] + ZERO_BYTES))

@@ -12,7 +12,7 @@ from dashinfer_lite.graph.ops import OPS
 if TYPE_CHECKING:
     from dashinfer_lite.graph.program import Program
 
-DTYPES: Final = {"f32": 0, "f16": 1, "bf16": 2}
+DTYPES: Final = {"f32": 0, "f16": 1, "bf16": 2, "i8": 4, "u8": 5, "u4": 6}
 ROWS: Final = {"T": 0, "R": 1}
 WEIGHT_KINDS: Final = {"linear": 0, "table": 1, "vector": 2}
 SYNC: Final = 1
@@ -52,6 +52,9 @@ WEIGHT_DTYPE: Final = np.dtype(
         ("k", "<i4"),
         ("k_group", "<i4"),
         ("k_group_padded", "<i4"),
+        ("quant_group", "<i4"),
+        ("scale_dtype", "u1"),
+        ("reserved2", "u1", 3),
     ],
     align=True,
 )
@@ -90,4 +93,5 @@ def encode(program: Program) -> EncodedProgram:
     for row, weight in zip(weights, program.weights, strict=True):
         row["kind"], row["dtype"], row["n"] = WEIGHT_KINDS[weight.kind], DTYPES[weight.dtype], weight.n
         row["k"], row["k_group"], row["k_group_padded"] = weight.k, weight.k_group, weight.k_group_padded
+        row["quant_group"], row["scale_dtype"] = weight.quant_group, DTYPES[weight.scale_dtype]
     return EncodedProgram(slots, instrs, weights, len(program.body), len(program.tail))

@@ -10,10 +10,12 @@ import numpy as np
 from dashinfer_lite.graph.ops import GATE_GROUP, OPS
 from dashinfer_lite.graph.plan import ITEM_BYTES, Layout, Plan, plan
 from dashinfer_lite.graph.program import Instr, KvSpec, Part, Program, WeightSpec
+from dashinfer_lite.graph.quantize_inputs import padded_group
 from dashinfer_lite.graph.trace import Columns, Node, Source, Trace, ValueType, Weight
 
 if TYPE_CHECKING:
     from dashinfer_lite.graph.program import DType, Limits, Slot
+    from dashinfer_lite.weights.grid import ScaleDType
 
 
 def lower(
@@ -29,8 +31,10 @@ def lower(
     """Returns the program of a trace for a device that pads as `layout` says; matrices are kept as `dtype`."""
     planned = plan(trace, layout, "bf16" if dtype == "bf16" else "f32", limits)
     weights = _Weights(layout, dtype)
-    body = _synchronised([_Access(planned, node, weights) for node in planned.body if node.op != "view"], limits)
-    tail = _synchronised([_Access(planned, node, weights) for node in planned.tail], limits)
+    body, tail = (
+        _synchronised([_Access(planned, node, weights) for node in nodes if node.is_instruction], limits)
+        for nodes in (planned.body, planned.tail)
+    )
     tables = [node for node in trace.nodes if node.op == "rope_table"]
     kv = KvSpec(trace.kv.layers, trace.kv.heads, trace.kv.head_size, kv_dtype, block_tokens, blocks)
     return Program(
@@ -57,9 +61,11 @@ class _Access:
 
     def __init__(self, planned: Plan, node: Node, weights: _Weights) -> None:
         op = OPS[node.op]
-        inputs = tuple(planned.slot_of[value] for value in node.inputs)
+        inputs = tuple(planned.slot_of.get(value, -1) for value in node.inputs)
         outputs = () if node.is_effect else (planned.slot_of[node.id],)
-        x = planned.types[node.inputs[0]] if node.inputs else node.type
+        if node.op == "quantize":
+            inputs, outputs = inputs[:1], (*outputs, inputs[1])
+        x = planned.multiplied(node)
         self.instr = Instr(
             node.op,
             inputs,
@@ -69,7 +75,7 @@ class _Access:
             tuple(float(node.attr(name)) for name in op.floats),
         )
         self.slots = planned.slots
-        self.reads = set(inputs)
+        self.reads = {slot for slot in inputs if slot >= 0}
         self.writes = {*outputs, *(inputs[i] for i in op.overwrites)}
         layer = int(node.attr("layer")) if "layer" in op.ints else -1
         self.kv_read = layer if node.op == "attention" else -1
@@ -144,10 +150,17 @@ class _Weights:
             if any((part.size, part.unit) != (first.size, first.unit) for part in x.parts):
                 raise ValueError(f"{weight.name}: its input has parts of different structure")
             k, k_group, k_group_padded = x.cols, first.size, self.layout.run(first)
+        dtype: DType = "f32" if weight.kind == "vector" else self.dtype
+        scale_dtype: ScaleDType = "f32"
+        quant_group = 0
+        if weight.quant is not None:
+            dtype, scale_dtype = ("u8" if weight.quant.bits == 8 else "u4"), weight.quant.grid.scale_dtype
+            quant_group = k_group = weight.quant.grid.width(k)
+            k_group_padded = padded_group(k_group)
         return WeightSpec(
             "linear" if weight.kind == "matrix" else weight.kind,
             weight.name,
-            "f32" if weight.kind == "vector" else self.dtype,
+            dtype,
             len(part_index),
             k,
             k_group,
@@ -157,6 +170,8 @@ class _Weights:
             row_index,
             offset=weight.offset,
             normalize=weight.normalize,
+            quant_group=quant_group,
+            scale_dtype=scale_dtype,
         )
 
     def _constant(self, weight: Weight, value: np.ndarray) -> WeightSpec:

@@ -81,10 +81,11 @@ _CATALOGUE: Final = (
     Op(
         "linear",
         5,
-        ("x", "residual?"),
+        ("x", "residual?", "grid?"),
         "out[.,N] = act(x[.,K] · w[N,K]ᵀ + b[N]) + residual. A gated activation reads w as alternating groups of 16 "
         "gate and 16 up rows and writes N/2 columns act(gate) · up. x has the activation type of the weights (bf16 "
-        "for bf16, else fp32), residual is fp32 and may be out itself.",
+        "for bf16, else fp32), residual is fp32 and may be out itself. A quantized w multiplies the planes and the "
+        "grid that quantize made of x.",
         weights=("w", "b?"),
         ints=("act",),
         in_place=(1,),
@@ -171,6 +172,16 @@ _CATALOGUE: Final = (
         ints=("V",),
         row_wise=False,
         output=False,
+    ),
+    Op(
+        "quantize",
+        19,
+        ("x",),
+        "For each row and group of K columns: scale = max |x| / 32512 (one plane: / 127), a = rint(x / scale). out is "
+        "a as int8 planes, (a + 128) >> 8 and what that leaves; a second output holds the scales and the sums of a. "
+        "Columns are taken in `order`, without the padding of each head, and every group is padded to 64.",
+        weights=("order?",),
+        ints=("K", "group", "planes", "head", "padded_head"),
     ),
 )
 

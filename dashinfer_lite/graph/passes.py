@@ -9,10 +9,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dashinfer_lite.graph.ops import ACT_NONE, GATED, OPS
 from dashinfer_lite.graph.trace import Node, Source, Trace, ValueType, Weight
+
+if TYPE_CHECKING:
+    from dashinfer_lite.graph.quant import QuantSpec
 
 ENVIRONMENT: Final = "DASHINFER_PASSES"
 
@@ -25,11 +28,15 @@ def tail_rows(trace: Trace) -> Trace:
 
 
 def stack_qkv(trace: Trace) -> Trace:
-    """One linear in place of several that project the same input to heads; the old values are views of its columns."""
-    groups: dict[int, list[Node]] = {}
+    """One linear in place of several that project the same input to heads; the old values are views of its columns.
+
+    Only matrices that are quantized alike become one.
+    """
+    groups: dict[tuple[int, QuantSpec | None], list[Node]] = {}
     for node in trace.nodes:
-        if _is_plain_linear(node) and node.type is not None and node.type.heads is not None:
-            groups.setdefault(node.inputs[0], []).append(node)
+        matrix = node.weight(0)
+        if _is_plain_linear(node) and node.type is not None and node.type.heads is not None and matrix is not None:
+            groups.setdefault((node.inputs[0], matrix.quant), []).append(node)
     nodes = list(trace.nodes)
     fresh = trace.next_id()
     for group in groups.values():
@@ -242,6 +249,7 @@ def _is_pair(gate: Node, up: Node) -> bool:
         and a is not None
         and b is not None
         and a.normalize == b.normalize
+        and a.quant == b.quant
     )
 
 

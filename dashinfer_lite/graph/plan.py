@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from dashinfer_lite.graph.ops import GATE_GROUP, OPS
 from dashinfer_lite.graph.program import Slot
+from dashinfer_lite.graph.quantize_inputs import quantize_inputs
 from dashinfer_lite.graph.trace import Columns, Node, Trace, ValueType
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
     from dashinfer_lite.graph.program import DType, Limits
 
-ITEM_BYTES: Final = {"f32": 4, "f16": 2, "bf16": 2}
+ITEM_BYTES: Final = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1, "u8": 1}
+KV_BITS: Final = {"f32": 32, "bf16": 16, "u8": 8, "u4": 4}
+KV_GRID_BYTES: Final = 16  # scales and zero points of a token's K and V in one head, where they are codes
 ALIGNMENT: Final = 64
 ROW_BAND: Final = 32
 
@@ -37,6 +40,7 @@ class Layout:
             "columns": self.col_align,
             "heads": self.head_align,
             "gates": math.lcm(self.col_align, GATE_GROUP),
+            "bytes": 1,
         }[part.unit]
         return -(-part.size // align) * align
 
@@ -51,7 +55,8 @@ class Layout:
 class Plan:
     """A trace whose values have dtypes and slots.
 
-    Body nodes come before tail nodes; views have slots but are no instructions.
+    Body nodes come before tail nodes; views and grids have slots but are no instructions. `quantized` maps planes to
+    the value that they were made of.
     """
 
     body: tuple[Node, ...]
@@ -61,15 +66,22 @@ class Plan:
     slot_of: dict[int, int]
     slots: tuple[Slot, ...]
     arena_bytes: int
+    quantized: dict[int, int]
+
+    def multiplied(self, node: Node) -> ValueType | None:
+        """The value that a node's matrix multiplies, before it was quantized; without inputs, the node's own."""
+        value = node.inputs[0] if node.inputs else node.id
+        return self.types.get(self.quantized.get(value, value))
 
 
 def plan(trace: Trace, layout: Layout, activation: DType, limits: Limits) -> Plan:
     """Gives every value a dtype and a slot.
 
-    A value that only linears multiply has the activation type, every other one is fp32; where a linear needs the
-    activation type of an fp32 value, a cast is inserted. Slots of values that are not alive together share memory.
+    Before linears with a quantized matrix their input is quantized. A value that only other linears multiply has the
+    activation type, every other one is fp32; where a linear needs the activation type of an fp32 value, a cast is
+    inserted. Slots of values that are not alive together share memory.
     """
-    trace, dtypes = _assign_dtypes(trace, activation)
+    trace, dtypes = _assign_dtypes(quantize_inputs(trace, layout), activation)
     body = [node for node in trace.nodes if not _is_tail(node)]
     tail = [node for node in trace.nodes if _is_tail(node)]
     trace, homes = _assign_homes(trace.with_nodes(body + tail), dtypes)
@@ -82,11 +94,19 @@ def plan(trace: Trace, layout: Layout, activation: DType, limits: Limits) -> Pla
     offsets, arena_bytes = _place(spans, sizes)
     roots = {slot_of[root]: offset for root, offset in offsets.items()}
     placed = tuple(replace(slot, offset=roots[at]) if at in roots else slot for at, slot in enumerate(slots))
-    return Plan(trace.nodes[:first_tail], trace.nodes[first_tail:], types, dtypes, slot_of, placed, arena_bytes)
+    quantized = {node.id: node.inputs[0] for node in trace.nodes if node.op == "quantize"}
+    return Plan(
+        trace.nodes[:first_tail], trace.nodes[first_tail:], types, dtypes, slot_of, placed, arena_bytes, quantized
+    )
 
 
 def _is_tail(node: Node) -> bool:
     return node.op == "sample" or (node.type is not None and node.type.rows == "R")
+
+
+def kv_token_bytes(dtype: DType, head_size: int) -> int:
+    """Bytes of one token's K and V in one head; `head_size` is padded as the device pads it."""
+    return 2 * head_size * KV_BITS[dtype] // 8 + (KV_GRID_BYTES if dtype in ("u8", "u4") else 0)
 
 
 # ---- dtypes --------------------------------------------------------------------------------------------------------
@@ -94,6 +114,7 @@ def _is_tail(node: Node) -> bool:
 
 def _assign_dtypes(trace: Trace, activation: DType) -> tuple[Trace, dict[int, DType]]:
     dtypes: dict[int, DType] = {node.id: "f32" for node in trace.nodes if not node.is_effect}
+    dtypes |= {node.id: "i8" for node in trace.nodes if node.op == "quantize"}
     if activation == "f32":
         return trace, dtypes
     consumers, producers = trace.consumers(), trace.producers()
@@ -109,7 +130,7 @@ def _assign_dtypes(trace: Trace, activation: DType) -> tuple[Trace, dict[int, DT
     for node in trace.nodes:
         if node.op in ("view", "gather_rows"):
             dtypes[node.id] = dtypes[node.inputs[0]]
-        elif not node.is_effect and OPS[node.op].narrow and only_multiplied(node.id):
+        elif node.is_instruction and not node.is_effect and OPS[node.op].narrow and only_multiplied(node.id):
             dtypes[node.id] = activation
 
     nodes: list[Node] = []
@@ -117,7 +138,7 @@ def _assign_dtypes(trace: Trace, activation: DType) -> tuple[Trace, dict[int, DT
     fresh = trace.next_id()
     for node in trace.nodes:
         x = node.inputs[0] if node.op == "linear" else -1
-        if x >= 0 and dtypes[x] != activation:
+        if x >= 0 and dtypes[x] not in (activation, "i8"):
             if x not in narrow:
                 narrow[x] = fresh
                 dtypes[fresh] = activation
@@ -149,7 +170,7 @@ def _assign_homes(trace: Trace, dtypes: dict[int, DType]) -> tuple[Trace, dict[i
     """
     last_use: dict[int, int] = {}
     for at, node in enumerate(trace.nodes):
-        last_use.update(dict.fromkeys(node.inputs if node.op != "view" else (), at))
+        last_use.update(dict.fromkeys(node.operands if node.op != "view" else (), at))
     types: dict[int, ValueType | None] = {node.id: node.type for node in trace.nodes}
     homes: dict[int, _Home] = {}
     family: dict[int, list[int]] = {}
@@ -164,13 +185,17 @@ def _assign_homes(trace: Trace, dtypes: dict[int, DType]) -> tuple[Trace, dict[i
         """Whether nothing else needs what input `index` holds, now or later."""
         home = homes[node.inputs[index]]
         others = node.inputs[:index] + node.inputs[index + 1 :]
-        return not any(homes[other].overlaps(home) for other in others) and all(
+        return not any(homes[other].overlaps(home) for other in others if other >= 0) and all(
             last_use.get(other, -1) <= at for other in family[home.root] if homes[other].overlaps(home)
         )
 
     for at, node in enumerate(trace.nodes):
         if node.op == "view":
             settle(node.id, _Home(homes[node.inputs[0]].root, int(node.attr("part"))))
+            nodes.append(node)
+            continue
+        if node.op == "grid":
+            settle(node.id, _Home(node.id))
             nodes.append(node)
             continue
         op = OPS[node.op]
@@ -188,7 +213,7 @@ def _assign_homes(trace: Trace, dtypes: dict[int, DType]) -> tuple[Trace, dict[i
             reused = (
                 node.inputs[i]
                 for i in op.overwrites[:1] or op.in_place
-                if i < len(node.inputs) and types[node.inputs[i]] == node.type and is_free(node, i, at)
+                if i < len(node.inputs) and types.get(node.inputs[i]) == node.type and is_free(node, i, at)
                 if dtypes[node.inputs[i]] == dtypes[node.id]
             )
             settle(node.id, homes.get(next(reused, -1), _Home(node.id)))
@@ -237,7 +262,7 @@ def _life_spans(trace: Trace, homes: dict[int, _Home], first_tail: int) -> dict[
     for at, node in enumerate(trace.nodes):
         if node.op == "view":
             continue
-        for value in (*node.inputs, *(() if node.is_effect else (node.id,))):
+        for value in (*node.operands, *(() if node.is_effect else (node.id,))):
             root = homes[value].root
             first = spans.get(root, (at, at))[0]
             spans[root] = (first, len(trace.nodes) if at >= first_tail > first else at)

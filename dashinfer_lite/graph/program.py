@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import numpy as np
 
-DType = Literal["f32", "f16", "bf16"]
+    from dashinfer_lite.weights.grid import ScaleDType
+
+DType = Literal["f32", "f16", "bf16", "i8", "u8", "u4"]
 Rows = Literal["T", "R"]
 
 
@@ -34,6 +36,9 @@ class WeightSpec:
     row's length in groups of `k_group`, each padded by the device to `k_group_padded`. `value` is a constant
     computed at build time (an inverse-frequency vector) in place of parts. `offset` is added to every real element
     (Gemma's 1 + w); `normalize` L2-normalizes each source row (Baichuan's NormHead).
+
+    A quantized matrix has dtype "u8" or "u4": each `quant_group` elements of k (the last group may be short) have a
+    scale, kept as `scale_dtype`, and a zero point, and are padded to `k_group_padded`, a multiple of 64.
     """
 
     kind: Literal["linear", "table", "vector"]
@@ -49,11 +54,26 @@ class WeightSpec:
     value: np.ndarray | None = None
     offset: float = 0.0
     normalize: bool = False
+    quant_group: int = 0
+    scale_dtype: ScaleDType = "f32"
+
+    @property
+    def groups(self) -> int:
+        """Scales of a row; 0 where the weight is not quantized."""
+        return -(-self.k // self.quant_group) if self.quant_group else 0
+
+    @property
+    def k_padded(self) -> int:
+        """Elements of a row as the device keeps it."""
+        return -(-self.k // self.k_group) * self.k_group_padded
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """An activation [rows, cols]; `parent` and `first_col` make it a column range of another slot."""
+    """An activation [rows, cols]; `parent` and `first_col` make it a column range of another slot.
+
+    A slot of dtype "i8" holds the int8 planes of a quantized value: cols counts bytes, planes · padded K.
+    """
 
     dtype: DType
     rows: Rows
@@ -66,7 +86,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Instr:
-    """One instruction; `op` is a key of `graph.ops.OPS`, ints and floats are those of `dashinfer_device.h`."""
+    """One instruction; `op` is a key of `graph.ops.OPS`, ints and floats are those of `dashinfer_device.h`.
+
+    A slot or weight of -1 is an operand that is missing.
+    """
 
     op: str
     inputs: tuple[int, ...] = ()
@@ -87,6 +110,11 @@ class KvSpec:
     dtype: DType
     block_tokens: int
     blocks: int
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the cache holds codes, each token's and head's with a scale and a zero point."""
+        return self.dtype in ("u8", "u4")
 
 
 @dataclass(frozen=True, slots=True)

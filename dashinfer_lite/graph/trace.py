@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dashinfer_lite.graph.program import Rows
+    from dashinfer_lite.graph.quant import QuantSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,12 @@ class Columns:
 
     "columns": a plain run, padded to the device's col_align. "heads": attention heads, each padded to its head_align.
     "gates": the output of a gated linear, padded so that gate and up rows alternate in full groups of 16.
+    "bytes": integers of a quantized value, which are padded already.
     """
 
     size: int
     count: int = 1
-    unit: Literal["columns", "heads", "gates"] = "columns"
+    unit: Literal["columns", "heads", "gates", "bytes"] = "columns"
 
     @property
     def width(self) -> int:
@@ -72,7 +74,8 @@ class Weight:
     """A weight of a node: sources one below the other, or with `gated` two of them in alternating groups of 16 rows.
 
     A matrix takes its K columns from the value that it multiplies. `name` is for people. `value` is a constant in
-    place of sources. `offset` is added to every element, `normalize` scales each row to length 1.
+    place of sources. `offset` is added to every element, `normalize` scales each row to length 1. `quant` is how the
+    matrix is multiplied in integers, None for one that is not.
     """
 
     kind: Literal["matrix", "table", "vector"]
@@ -82,14 +85,15 @@ class Weight:
     value: np.ndarray | None = None
     offset: float = 0.0
     normalize: bool = False
+    quant: QuantSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
     """One operation: it computes the value named by `id`, or has an effect (`type` None).
 
-    `op` is a key of OPS, or "view": part `attrs["part"]` of a value made of several. Inputs and weights stand in the
-    order of the catalogue.
+    `op` is a key of OPS, or "view": part `attrs["part"]` of a value made of several, or "grid": a place for the second
+    result of the node that follows. Inputs and weights stand in the order of the catalogue; an input of -1 is missing.
     """
 
     id: int
@@ -102,6 +106,16 @@ class Node:
     @property
     def is_effect(self) -> bool:
         return self.type is None
+
+    @property
+    def is_instruction(self) -> bool:
+        """False for a node that only names memory."""
+        return self.op not in ("view", "grid")
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """The inputs that are there."""
+        return tuple(value for value in self.inputs if value >= 0)
 
     def weight(self, at: int) -> Weight | None:
         return self.weights[at] if at < len(self.weights) else None

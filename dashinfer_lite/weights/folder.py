@@ -10,10 +10,14 @@ from typing import Any, Final
 from dashinfer_lite.errors import ModelError
 from dashinfer_lite.weights.config_values import CONFIG_FILE, MAX_SIZE
 from dashinfer_lite.weights.files import read_json_object, shown
+from dashinfer_lite.weights.quantized import QuantizedReader, open_quantized
 from dashinfer_lite.weights.reader import SafetensorsReader, WeightReader, open_weights
 
 GENERATION_FILE: Final = "generation_config.json"
 MAX_CONFIG_BYTES: Final = 16 * 2**20
+
+# Where older tools put what now stands under quantization_config, and the method that such a file means.
+QUANTIZATION_FILES: Final = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 # For files without "architectures".
 ARCHITECTURE_OF_MODEL_TYPE: Final = {
@@ -37,6 +41,7 @@ class ModelFolder:
     path            the folder
     config          config.json as it stands
     generation      generation_config.json as it stands, {} without one
+    quantization    how the weights are quantized: quantization_config as it stands, or None
     architecture    the model class, such as "LlamaForCausalLM"
     dtype           "bf16", "f16" or "f32" as declared, None where the file does not say (then see stored_dtype)
     eos_token_ids   the ids that end a text; generation_config.json counts before config.json
@@ -51,19 +56,29 @@ class ModelFolder:
         self.generation: dict[str, Any] = {}
         if os.path.lexists(self.path / GENERATION_FILE):
             self.generation = read_json_object(self.path / GENERATION_FILE, MAX_CONFIG_BYTES)
+        self.quantization, self._quantization_file = self._quantization()
         self.architecture: str = self._architecture()
         self.dtype: str | None = self._declared_dtype()
         self.eos_token_ids: tuple[int, ...] = self._token_ids("eos_token_id")
         self.bos_token_id: int | None = next(iter(self._token_ids("bos_token_id")), None)
 
-    def open_weights(self) -> SafetensorsReader:
-        """Opens the tensors; the caller closes them."""
-        return open_weights(self.path)
+    def open_weights(self) -> SafetensorsReader | QuantizedReader:
+        """Opens the tensors, quantized ones behind a reader that knows their format; the caller closes them."""
+        stored = open_weights(self.path)
+        if self.quantization is None:
+            return stored
+        try:
+            return open_quantized(stored, self.quantization, str(self._quantization_file))
+        except BaseException:
+            stored.close()
+            raise
 
     def stored_dtype(self, weights: WeightReader) -> str:
         """Returns the declared dtype, else the one most bytes of the floating-point tensors have."""
         if self.dtype is not None:
             return self.dtype
+        if isinstance(weights, QuantizedReader):
+            weights = weights.stored
         nbytes: Counter[str] = Counter()
         for info in map(weights.info, weights.names()):
             if info.dtype in ("bf16", "f16", "f32", "f64"):
@@ -71,6 +86,20 @@ class ModelFolder:
         if not nbytes:
             raise ModelError(f"{self.path}: neither {CONFIG_FILE} nor any tensor says the model's torch_dtype")
         return nbytes.most_common(1)[0][0]
+
+    def _quantization(self) -> tuple[dict[str, Any] | None, Path]:
+        """The quantization's description and the file that it stands in."""
+        path = self.path / CONFIG_FILE
+        found = self.config.get("quantization_config")
+        if found is not None:
+            if not isinstance(found, dict):
+                raise self._bad("quantization_config", found, "an object")
+            return found, path
+        for name, method in QUANTIZATION_FILES.items():
+            path = self.path / name
+            if os.path.lexists(path):
+                return {"quant_method": method, **read_json_object(path, MAX_CONFIG_BYTES)}, path
+        return None, path
 
     def _architecture(self) -> str:
         listed = self.config.get("architectures")

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from dashinfer_lite.errors import CancelledError, ModelError
+from dashinfer_lite.errors import CancelledError, DeviceError, ModelError
+from dashinfer_lite.weights.quantized import QuantizedReader
 from dashinfer_lite.weights.reader import to_float32
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from dashinfer_lite.weights.reader import WeightReader
 
 CHUNK_BYTES: Final = 8 << 20
+IN_FLIGHT_BYTES: Final = 64 << 20  # over all threads
 ROW_STEP: Final = 32
 MAX_LISTED: Final = 12
 
@@ -50,7 +52,8 @@ def load_weights(
     logger.
     """
     check_weights(program, reader)
-    chunks = list(_chunks(program, reader, executable.info.col_align))
+    chunk_bytes = min(CHUNK_BYTES, IN_FLIGHT_BYTES // max(threads, 1))
+    chunks = list(_chunks(program, reader, executable.info.col_align, chunk_bytes))
     total, done = sum(chunk.nbytes for chunk in chunks), 0
 
     def finished(chunk: _Chunk) -> None:
@@ -141,24 +144,27 @@ class _Chunk:
             return
         part_index = spec.part_index[self.row0 : self.row1]
         row_index = spec.row_index[self.row0 : self.row1].copy()
-        sources: list[np.ndarray] = []
         numbers = np.full(len(part_index), -1, np.int32)
-        dtype: DType | None = None
+        wanted: list[tuple[Part, int, int]] = []
         for at in np.unique(part_index[part_index >= 0]):
-            wanted = part_index == at
-            first, last = int(row_index[wanted].min()), int(row_index[wanted].max())
-            rows, stored = _rows(spec.parts[at], reader, first, last + 1)
-            if dtype not in (None, stored) or spec.offset or spec.normalize:
-                sources = [to_float32(source, str(dtype)) for source in sources] if dtype else []
-                rows, stored = _adjusted(spec, to_float32(rows, stored)), "f32"
-            numbers[wanted] = len(sources)
-            row_index[wanted] -= first
-            sources.append(rows)
-            dtype = stored
-        executable.write_rows(self.weight, self.row0, sources, dtype or "f32", numbers, row_index)
+            mine = part_index == at
+            first, last = int(row_index[mine].min()), int(row_index[mine].max())
+            numbers[mine] = len(wanted)
+            row_index[mine] -= first
+            part = spec.parts[at]
+            wanted.append((part, part.start + first, part.start + last + 1))
+        if isinstance(reader, QuantizedReader) and is_stored(spec, reader):
+            codes = [reader.read_codes(_module(part), start, stop) for part, start, stop in wanted]
+            executable.write_codes(self.weight, self.row0, codes, numbers, row_index)
+            return
+        sources, dtype = _sources(spec, reader, wanted)
+        try:
+            executable.write_rows(self.weight, self.row0, sources, dtype, numbers, row_index)
+        except DeviceError as error:
+            raise _unquantizable(spec, reader, [part.name for part, _, _ in wanted], sources, dtype) or error from None
 
 
-def _chunks(program: Program, reader: WeightReader, col_align: int) -> Iterator[_Chunk]:
+def _chunks(program: Program, reader: WeightReader, col_align: int, chunk_bytes: int) -> Iterator[_Chunk]:
     step = np.lcm(ROW_STEP, col_align)
     for at, spec in enumerate(program.weights):
         if spec.kind == "vector":
@@ -167,16 +173,48 @@ def _chunks(program: Program, reader: WeightReader, col_align: int) -> Iterator[
         row_bytes = max(
             (reader.info(part.name).nbytes // reader.info(part.name).shape[0] for part in spec.parts), default=1
         )
-        rows = max(int(CHUNK_BYTES // max(row_bytes, 1) // step * step), int(step))
+        rows = max(int(chunk_bytes // max(row_bytes, 1) // step * step), int(step))
         for row0 in range(0, spec.n, rows):
             row1 = min(row0 + rows, spec.n)
             yield _Chunk(at, row0, row1, int((spec.part_index[row0:row1] >= 0).sum()) * row_bytes)
 
 
-def _rows(part: Part, reader: WeightReader, first: int, stop: int) -> tuple[np.ndarray, DType]:
-    """Rows of a part as a 2-D array of raw elements, and their type."""
+def _unquantizable(
+    spec: WeightSpec, reader: WeightReader, names: list[str], sources: list[np.ndarray], dtype: DType
+) -> ModelError | None:
+    """What is wrong with rows that a device cannot quantize; None for weights that it should not."""
+    if not spec.quant_group:
+        return None
+    wrong = [name for name, rows in zip(names, sources, strict=True) if not np.isfinite(to_float32(rows, dtype)).all()]
+    what = "not finite" if wrong else f"too large for scales in {spec.scale_dtype}"
+    name = (wrong or names)[0]
+    return ModelError(f"{reader.info(name).file}: tensor {name} holds values that are {what}; it cannot be quantized")
+
+
+def is_stored(spec: WeightSpec, reader: QuantizedReader) -> bool:
+    """Whether the codes of a quantized weight are in the folder."""
+    return bool(spec.quant_group) and all(_module(part) in reader.grids for part in spec.parts)
+
+
+def _module(part: Part) -> str:
+    return part.name.removesuffix(".weight")
+
+
+def _sources(
+    spec: WeightSpec, reader: WeightReader, wanted: list[tuple[Part, int, int]]
+) -> tuple[list[np.ndarray], DType]:
+    """Rows [start, stop) of each tensor as raw elements, all of one type."""
+    found = [_rows(part, reader, start, stop) for part, start, stop in wanted]
+    types = {dtype for _, dtype in found}
+    if len(types) == 1 and not spec.offset and not spec.normalize:
+        return [rows for rows, _ in found], types.pop()
+    return [_adjusted(spec, to_float32(rows, dtype)) for rows, dtype in found], "f32"
+
+
+def _rows(part: Part, reader: WeightReader, start: int, stop: int) -> tuple[np.ndarray, DType]:
+    """Rows of a tensor as a 2-D array of raw elements, and their type."""
     stored = reader.info(part.name).dtype
-    rows = reader.read_rows(part.name, part.start + first, part.start + stop)
+    rows = reader.read_rows(part.name, start, stop)
     if MATRIX_DTYPES[stored] != stored:
         rows = to_float32(rows, stored)
     return rows, MATRIX_DTYPES[stored]
