@@ -8,7 +8,7 @@ import os
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).resolve().parent
 TIERS_RAN = pytest.StashKey[set[str]]()
-ALL_TIERS = ("amx", "avx512", "avx2", "scalar")
+ALL_TIERS = ("amx", "avx512vnni", "avx512", "avxvnni", "avx2", "scalar")
 
 settings.register_profile(
     "house", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -60,6 +60,16 @@ def require_tier(name: str) -> None:
     runs, missing = known[name]
     if not runs:
         pytest.skip(f"tier {name} needs {missing}")
+
+
+@pytest.fixture(params=("reference", *ALL_TIERS))
+def device(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Options of the reference device and of each tier of the CPU."""
+    if request.param == "reference":
+        return {"device": "reference"}
+    require_tier(request.param)
+    request.config.stash[TIERS_RAN].add(request.param)
+    return {"device": "cpu", "isa": request.param, "threads": 2}
 
 
 @pytest.fixture(scope="session")

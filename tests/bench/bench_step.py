@@ -18,7 +18,7 @@ from dashinfer_lite.cli.bench_model import SHAPES
 from dashinfer_lite.cli.terminal import table
 from dashinfer_lite.devices.step import Step
 from dashinfer_lite.engine.draw import Draw
-from dashinfer_lite.loading import BLOCK_TOKENS
+from dashinfer_lite.loading import BLOCK_TOKENS, Options
 from dashinfer_lite.sampling_params import SamplingParams
 
 GREEDY = Draw(SamplingParams(temperature=0), 0, 0, (), [], 1, 2)
@@ -65,21 +65,24 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--model")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quant")
+    parser.add_argument("--head")
+    parser.add_argument("--kv-cache", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 32, 512])
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--prefill", action="store_true", help="the tokens belong to one sequence, not to one each")
     parser.add_argument("--repeat", type=int, default=20)
     args = parser.parse_args()
-    source = folder_source(Path(args.model)) if args.model else random_source(args.shape or "tiny")
+    options = Options(**{name: getattr(args, name) for name in ("dtype", "quant", "head", "kv_cache", "threads")})
+    source = folder_source(Path(args.model), options) if args.model else random_source(args.shape or "tiny", options)
     with ExitStack() as stack:
         most = max(args.tokens)
         is_prefill = args.prefill or most > 64
         opened = open_engine(
             source,
             stack,
-            dtype=args.dtype,
-            threads=args.threads,
+            options,
             sequences=1 if args.prefill else min(most, 64),
             context=args.context + (most if is_prefill else 1) + 1,
         )

@@ -100,6 +100,36 @@ def test_bench_takes_a_folder(capsys: pytest.CaptureFixture[str], golden: Path) 
     assert [workload["name"] for workload in found["workloads"]] == ["decode @32"]
 
 
+def test_quantized_weights_and_cache_are_options_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """What they change is measured by `info`, named by `bench`, and seen in what `generate` says."""
+    memory = {name: info(capsys, *name.split())["model"]["memory"] for name in ("", "--quant a16w8 --kv-cache int8")}
+    plain, quantized = memory.values()
+    assert quantized["weights_bytes"] < 0.52 * plain["weights_bytes"]
+    assert quantized["kv_token_bytes"] == 2 * 6 * 2 * (64 + 8)
+    headless = info(capsys, "--quant", "a16w8", "--head", "bf16")["model"]
+    assert headless["quant"] == "a16w8"
+    assert headless["memory"]["weights_bytes"] == pytest.approx(quantized["weights_bytes"] + 4096 * 256, rel=0.01)
+    bench = [
+        "bench",
+        "--shape",
+        "tiny",
+        "--quick",
+        "--only",
+        "decode @32",
+        "--quant",
+        "a16w4-g32",
+        "--kv-cache",
+        "uint4",
+    ]
+    assert main(bench) == 0
+    assert "a16w4-g32" in capsys.readouterr().out
+    seen = set()
+    for more in ([], ["--quant", "int4"], ["--quant", "int4", "--head", "bf16"], ["--kv-cache", "uint4"]):
+        assert main(["generate", "Once upon a time", "--max-tokens", "2", "--json", "--logprobs", "0", *more]) == 0
+        seen.add(str(json.loads(capsys.readouterr().out)["outputs"][0]["logprobs"]))
+    assert len(seen) == 4
+
+
 def test_bench_refuses_a_short_context(capsys: pytest.CaptureFixture[str], golden: Path) -> None:
     """The golden models' contexts do not hold the full workloads."""
     assert main(["bench", "--model", str(golden / "qwen2_5"), "--only", "prefill 2048"]) == 2

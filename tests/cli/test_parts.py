@@ -20,6 +20,7 @@ from dashinfer_lite.cli.terminal import Style, size, table
 from dashinfer_lite.devices.reference import ReferenceDevice
 from dashinfer_lite.graph.build import build
 from dashinfer_lite.graph.program import Limits
+from dashinfer_lite.graph.quant import QuantPolicy
 from dashinfer_lite.weights import to_float32
 
 
@@ -110,6 +111,21 @@ def test_cost_counts_what_a_step_reads_and_computes() -> None:
     assert cost.pair_operations == 2 * 4 * 4 * 16
     assert cost.prefill_operations(3) == 2 * 2 * layer * 3 + cost.pair_operations * 6 + 2 * 512 * 64
     assert cost.decode_bytes(5, 100) == cost.linear_bytes + 5 * 100 * cost.kv_token_bytes
+
+
+def test_cost_counts_scales_and_zero_points() -> None:
+    """By hand: groups of 32 columns, padded to 64 codes each, with a bf16 scale and a 16-bit zero point; int8 head."""
+    config = shape_config("tiny")
+    model = find_model(config["architectures"][0])
+    program = build(
+        model.forward, model.config.from_dict(config), ReferenceDevice().info, dtype="bf16", kv_dtype="u4",
+        limits=Limits(max_tokens=512), blocks=4, quant=QuantPolicy.parse("a16w4-g32"),
+    )  # fmt: skip
+    cost = cost_of(program, 1)
+    group = 64 // 2 + 2 + 2
+    layer = (64 + 2 * 32 + 64 + 2 * 128) * 2 * group + 64 * 4 * group
+    assert cost.linear_bytes == 2 * layer + 512 * (64 + 4 + 2)
+    assert cost.kv_token_bytes == 2 * 2 * (2 * 16 // 2 + 16)
 
 
 def samples_under(contention: list[float | None], monkeypatch: pytest.MonkeyPatch, count: int) -> Line:

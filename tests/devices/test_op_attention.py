@@ -1,7 +1,8 @@
 """The ops "kv_write" and "attention" against float64: heads, groups, masks, windows, caps, biases, pages, chunks.
 
 The bound adds up what rounding may do: to the scores (as in a product of D columns, and again where they are capped or
-biased), to the probabilities (2⁻⁸ of each where the cache is bf16, exp to 2 ulp) and to the sums: relative to Σ p·|v|.
+biased), to the probabilities (2⁻⁸ of each where the cache is not fp32, exp to 2 ulp) and to the sums: relative to
+Σ p·|v|. Of a quantized cache the oracle takes the numbers that the codes stand for.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import exact
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,6 +21,7 @@ from dashinfer_lite.graph.program import KvSpec
 
 UNIT = 2.0**-24
 CHUNK = 100
+CACHES = ["f32", "bf16", "u8", "u4"]
 HEADS = [(1, 1), (4, 2), (5, 1), (3, 3), (33, 1), (14, 2)]
 
 
@@ -51,7 +54,7 @@ def cases(draw: st.DrawFn) -> Case:
         draw(SEQUENCES),
         heads=draw(st.sampled_from(HEADS)),
         size=2 * draw(st.one_of(st.integers(4, 128), st.sampled_from([32, 64]))),
-        cache=draw(st.sampled_from(["f32", "bf16"])),
+        cache=draw(st.sampled_from(CACHES)),
         out=draw(st.sampled_from(["f32", "bf16"])),
         block_tokens=draw(st.sampled_from([32, 64, 96])),
         window=draw(st.sampled_from([0, 0, 1, 2, 17, 40, 64])),
@@ -70,7 +73,7 @@ def test_attention(device: Any, case: Case) -> None:
     check(device, case)
 
 
-@pytest.mark.parametrize("cache", ["f32", "bf16"])
+@pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("window", [0, 1, 301, 1100])
 def test_long_contexts(device: Any, cache: str, window: int) -> None:
     """Several softmax steps of 256 positions and splits of 1024, decoded and prefilled."""
@@ -80,6 +83,34 @@ def test_long_contexts(device: Any, cache: str, window: int) -> None:
         device,
         Case(sequences, (2, 1), 16, cache, window=window, block_tokens=64, alibi=biased, sinks=biased, seed=window),
     )
+
+
+@pytest.mark.parametrize("cache", ["u8", "u4"])
+@pytest.mark.parametrize("which", ["k", "v"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_shows(device: Any, cache: str, which: str, value: float) -> None:
+    """Codes know no NaN: the scale is one, and rows that see it are not finite. Other heads and sequences are as ever."""
+    case = Case([(0, 30), (0, 9)], (2, 2), 40, cache, tables=[[1], [0]])
+    rng = np.random.default_rng(3)
+    q, k, v = ([rounded(rng.standard_normal((n, 2, 40)), "f32") for n in (30, 9)] for _ in range(3))
+
+    def rows(bench: Bench) -> list[Array]:
+        """Attention of both sequences' first tokens, of the token in question, and of those after it."""
+        results = []
+        for first, count, more in ((0, 20, [(1, 0, 9)]), (20, 1, []), (21, 9, [])):
+            step(bench, case, [(0, first, count), *more], q, k, v)
+            results.append(bench.get(3, count + (9 if more else 0)).reshape(-1, 2, bench.maker.pad_head(40))[..., :40])
+        return results
+
+    with both(device, make(device, case, 2)) as benches:
+        clean = [rows(bench) for bench in benches]
+        {"k": k, "v": v}[which][0][20, 1, 7] = value
+        for bench, expected in zip(benches, clean, strict=True):
+            got = rows(bench)
+            np.testing.assert_array_equal(got[0], expected[0])
+            for y, before in zip(got[1:], expected[1:], strict=True):
+                np.testing.assert_array_equal(y[:, 0], before[:, 0])
+                assert np.isfinite(before).all() and not np.isfinite(y[:, 1]).any()
 
 
 def check(device: Any, case: Case) -> None:
@@ -144,13 +175,19 @@ def step(
     bench.run(*spans, clear=[block for b, start, _ in work if start == 0 for block in case.tables[b]])
 
 
+def numbers(x: Array, cache: str) -> Array:
+    """What a cache holds in place of x[T,Hkv,D], in float64."""
+    values, scales = exact.kept(x, cache)
+    return values.astype(np.float64) * scales[..., None].astype(np.float64)
+
+
 def oracle(case: Case, b: int, q: Array, k: Array, v: Array, slopes: Array, sinks: Array) -> tuple[Array, Array]:
     """Attention of a sequence's new tokens in float64, and the bound of the error."""
     before, new = case.sequences[b]
     scale = np.float32(case.size**-0.5)
-    q = rounded(q[before:] * scale, case.cache).astype(np.float64).transpose(1, 0, 2)
+    q = rounded(q[before:] * scale, "f32" if case.cache == "f32" else "bf16").astype(np.float64).transpose(1, 0, 2)
     group = case.heads[0] // case.heads[1]
-    k, v = (np.repeat(rounded(x, case.cache).astype(np.float64).transpose(1, 0, 2), group, axis=0) for x in (k, v))
+    k, v = (np.repeat(numbers(x, case.cache).transpose(1, 0, 2), group, axis=0) for x in (k, v))
     scores = q @ k.transpose(0, 2, 1)
     sizes = np.abs(q) @ np.abs(k).transpose(0, 2, 1)
     error = (case.size / 32 + 20) * UNIT * sizes
@@ -175,5 +212,5 @@ def oracle(case: Case, b: int, q: Array, k: Array, v: Array, slopes: Array, sink
     weight = ((p / total) @ np.abs(v)).transpose(1, 0, 2)
     spread = (top - np.where(seen, scores, top)).max(-1, keepdims=True).clip(0, 90)
     lost = np.where(seen, error, 0).max(-1, keepdims=True)
-    relative = (2 * lost + UNIT * spread).transpose(1, 0, 2) + 60 * UNIT + (2.0**-8 if case.cache == "bf16" else 0)
+    relative = (2 * lost + UNIT * spread).transpose(1, 0, 2) + 60 * UNIT + (0 if case.cache == "f32" else 2.0**-8)
     return y, weight * relative + np.abs(y) * (2.0**-8 if case.out == "bf16" else 0) + 1e-30

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import exact
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from one_op import Array, Maker, Span, assert_close, both, examples, rounded
+from one_op import Array, Maker, Span, assert_close, bf16, both, examples, rounded
 
 from dashinfer_lite.graph.program import KvSpec
 
@@ -90,7 +91,7 @@ def test_rope(device: Any, rows: int, heads: int, size: int, share: float, inter
     size=SIZES,
     norms=st.tuples(st.booleans(), st.booleans()),
     rope=st.sampled_from(["", "neox", "interleaved"]),
-    cache=st.sampled_from(["f32", "bf16"]),
+    cache=st.sampled_from(["f32", "bf16", "u8", "u4"]),
     seed=SEEDS,
 )
 def test_rope_kv(
@@ -105,7 +106,8 @@ def test_rope_kv(
 ) -> None:
     """q and k are normed and rotated as alone; what attention then reads is what was stored.
 
-    Every row sees its own position alone (a window of 1), so that attention returns the stored v exactly.
+    Every row sees its own position alone (a window of 1), so that attention returns the stored v exactly; integers come
+    back times their scale in bf16, as which the only probability is.
     """
     rng = np.random.default_rng(seed)
     (hq, hkv), rotary = shape, size // 2 // 2 * 2 or 2
@@ -149,7 +151,8 @@ def test_rope_kv(
                 tolerance = (size / 16 + 16) * UNIT * np.abs(want).max()
                 assert_close(bench.get_heads(slot, rows, len(x[0]), size), want, tolerance)
             got = bench.get_heads(y_slot, rows, hq, size)
-            np.testing.assert_array_equal(got, np.repeat(rounded(v, cache), hq // hkv, axis=1))
+            values, scales = exact.kept(v, cache)
+            np.testing.assert_array_equal(got, np.repeat(values * bf16(scales)[..., None], hq // hkv, axis=1))
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

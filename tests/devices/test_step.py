@@ -22,6 +22,7 @@ VOCAB = H
 BLOCK = 32
 BLOCKS = 12
 SLOTS = 8
+CACHES = ["f32", "bf16", "u8", "u4"]
 TABLE = rounded(3 * np.random.default_rng(0).standard_normal((VOCAB, H)), "bf16")
 
 
@@ -106,7 +107,7 @@ def test_steps_without_logits(device: Any) -> None:
             np.testing.assert_array_equal(forward(bench, Span(13, 17, tokens[17:], (4,), logits=range(13))), whole[17:])
 
 
-@pytest.mark.parametrize("cache", ["f32", "bf16"])
+@pytest.mark.parametrize("cache", CACHES)
 def test_truncation(device: Any, cache: str) -> None:
     """A cache may end earlier than it did and be written anew: rejected tokens leave no trace."""
     kept, rejected, instead = tokens_of(40, 4), tokens_of(25, 5), tokens_of(18, 6)
@@ -123,7 +124,7 @@ def test_truncation(device: Any, cache: str) -> None:
 def test_clear_blocks(device: Any) -> None:
     """Blocks are handed out as zeros, whatever was in them: here NaN in every byte."""
     tokens = tokens_of(40, 7)
-    for cache in ("f32", "bf16"):
+    for cache in CACHES:
         with models(device, cache) as benches:
             bench = benches[0]
             expected = forward(bench, Span(40, tokens=tokens, blocks=(0, 1), logits=range(40)), clear=(0, 1))
@@ -137,7 +138,7 @@ def test_clear_blocks(device: Any) -> None:
 def test_blocks_move_to_the_host_and_back(device: Any) -> None:
     """What was computed in one block continues in another one after a round trip."""
     tokens = tokens_of(50, 8)
-    for cache in ("f32", "bf16"):
+    for cache in CACHES:
         with models(device, cache) as benches:
             for bench in benches:
                 expected = forward(bench, Span(50, tokens=tokens, blocks=(0, 1), logits=range(50)), clear=(0, 1))[45:]

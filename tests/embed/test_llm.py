@@ -193,11 +193,27 @@ def qwen() -> LLM:
     return LLM(GOLDEN / "qwen2_5", device="reference", kv_memory="16MiB", max_context=256)
 
 
+@pytest.mark.parametrize("kv_cache", ["fp32", "bf16", "int8", "uint4"])
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_kv_caches(device: str, kv_cache: str) -> None:
+    """Every cache generates; the pool is as large as the device's blocks make it, and a quantized one holds more."""
+    with LLM(GOLDEN / "qwen2_5", device=device, kv_cache=kv_cache, kv_memory="1MiB", max_batch=4096) as llm:
+        assert llm.info["kv_cache"] == kv_cache
+        assert len(llm.generate([1, 2, 3], GREEDY)[0].outputs[0].token_ids) > 0
+        model = llm._model
+        kv = model.program.kv
+        token = {"fp32": 8 * 64, "bf16": 4 * 64, "int8": 2 * 64 + 16, "uint4": 64 + 16}[kv_cache]
+        block = token * kv.layers * kv.heads * kv.block_tokens
+        assert kv.head_size == 64 and kv.blocks == 2**20 // block
+        if device == "cpu":
+            assert len(model.executable.kv_read([0])[0]) == block
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"dtype": "int8"}, RequestError, "dtype is 'int8'; it must be auto, fp32"),
-        ({"kv_cache": "fp16"}, RequestError, "kv_cache is 'fp16'"),
+        ({"kv_cache": "fp16"}, RequestError, "kv_cache is 'fp16'; it must be auto, fp32, bf16, int8, uint4"),
         ({"kv_memory": "lots"}, RequestError, "kv_memory is 'lots'"),
         ({"kv_memory": -1}, RequestError, "kv_memory is -1"),
         ({"kv_memory": True}, RequestError, "kv_memory is True"),

@@ -1,8 +1,8 @@
-"""A real model on the reference device: late answers, chunks, preemption and prefix hits change no bit."""
+"""A real model on devices: late answers, chunks, preemption and prefix hits change no bit, whatever the KV cache is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from dashinfer_lite.model_defs import find_model
 from late import LateExecutable
 from safetensors.numpy import load_file
 
-from dashinfer_lite.devices.reference import ReferenceDevice
+from dashinfer_lite.devices import open_device
 from dashinfer_lite.engine import Engine
 from dashinfer_lite.graph.build import build
 from dashinfer_lite.graph.program import Limits, Program
@@ -35,13 +35,12 @@ def prompts() -> list[list[int]]:
     return [golden()[f"p{i}.input_ids"].tolist() for i in range(3)]
 
 
-def executable(limits: Limits, blocks: int, block_tokens: int) -> tuple[Any, Program]:
+def executable(device: Any, kv_dtype: Any, limits: Limits, blocks: int, block_tokens: int) -> tuple[Any, Program]:
     folder = ModelFolder(GOLDEN)
     model = find_model(folder.architecture)
-    device = ReferenceDevice()
     config = model.config.from_folder(folder)
     sizes: dict[str, Any] = {"limits": limits, "blocks": blocks, "block_tokens": block_tokens}
-    program = build(model.forward, config, device.info, dtype="f32", kv_dtype="f32", **sizes)
+    program = build(model.forward, config, device.info, dtype="f32", kv_dtype=kv_dtype, **sizes)
     made = device.create(program)
     with folder.open_weights() as weights:
         load_weights(program, weights, made)
@@ -49,32 +48,48 @@ def executable(limits: Limits, blocks: int, block_tokens: int) -> tuple[Any, Pro
 
 
 @pytest.fixture(scope="module")
-def alone() -> Iterator[list[RequestOutput]]:
-    """Each prompt by itself, in one chunk, on an engine of its own."""
-    made, program = executable(Limits(max_tokens=128, max_seqs=1, tail_rows=8, max_logprobs=4), 8, 32)
-    outputs = []
-    for prompt in prompts():
-        engine = Engine(made, program, prefix_cache=False)
-        outputs.append(engine.submit(prompt, PARAMS).result())
-        engine.stop()
-    yield outputs
+def alone() -> Iterator[Callable[[Any, str], list[RequestOutput]]]:
+    """alone(device, kv_dtype) → each prompt by itself, in one chunk, on an engine of its own."""
+    known: dict[tuple[str, str], list[RequestOutput]] = {}
+
+    def alone(device: Any, kv_dtype: str) -> list[RequestOutput]:
+        if (device.info.name, kv_dtype) not in known:
+            limits = Limits(max_tokens=128, max_seqs=1, tail_rows=8, max_logprobs=4)
+            made, program = executable(device, kv_dtype, limits, 8, 32)
+            outputs = known[device.info.name, kv_dtype] = []
+            for prompt in prompts():
+                engine = Engine(made, program, prefix_cache=False)
+                outputs.append(engine.submit(prompt, PARAMS).result())
+                engine.stop()
+            made.close()
+        return known[device.info.name, kv_dtype]
+
+    yield alone
 
 
-@pytest.mark.parametrize("delay", [0, 1, 2])
-def test_same_bits(alone: list[RequestOutput], delay: int) -> None:
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16", "u8", "u4"])
+@pytest.mark.parametrize(("name", "delay"), [("reference", 0), ("reference", 2), ("cpu", 0), ("cpu", 1)])
+def test_same_bits(alone: Callable[[Any, str], list[RequestOutput]], name: str, delay: int, kv_dtype: str) -> None:
     """Small chunks, a pool that forces preemption, a second round from the prefix cache: equal log probabilities."""
-    made, program = executable(Limits(max_tokens=8, max_seqs=3, tail_rows=2, max_logprobs=4), 28, 4)
-    late = LateExecutable(made, delay, 4) if delay else made
+    device = open_device(name)
+    size, blocks = (4, 28) if name == "reference" else (32, 5)
+    limits = Limits(max_tokens=8, max_seqs=3, tail_rows=2, max_logprobs=4)
+    made, program = executable(device, kv_dtype, limits, blocks, size)
+    late = LateExecutable(made, delay, size) if delay else made
     engine = Engine(late, program)
+    expected = alone(device, kv_dtype)
     for number in range(2):
         requests = [engine.submit(prompt, PARAMS) for prompt in prompts()]
         for i, request in enumerate(requests):
             out = request.result()
-            assert out.outputs[0].token_ids == golden()[f"p{i}.greedy_ids"].tolist()[:24]
-            assert _numbers(out) == _numbers(alone[i])
-            assert number == 0 or i == 0 or out.usage.cached_tokens > 0
+            if kv_dtype == "f32":
+                assert out.outputs[0].token_ids == golden()[f"p{i}.greedy_ids"].tolist()[:24]
+            assert _numbers(out) == _numbers(expected[i])
+            assert number == 0 or len(prompts()[i]) <= size or out.usage.cached_tokens > 0
     assert engine.metrics()["preemptions"] > 0
     engine.stop()
+    made.close()
+    device.close()
 
 
 def _numbers(out: RequestOutput) -> list[tuple[int, bytes]]:

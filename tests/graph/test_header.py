@@ -17,7 +17,7 @@ from dashinfer_lite.graph.rope_frequencies import RopeKind
 
 HEADER = Path(dashinfer_lite.__file__).parent / "include" / "dashinfer_device.h"
 # The header's word for an attribute, where it is not the catalogue's.
-WORDS = {"cols": ("columns", "as"), "act": ("activation", "di_act"), "softcap": ("soft",)}
+WORDS = {"cols": ("columns", "as"), "padded_head": ("padded",), "act": ("activation", "di_act"), "softcap": ("soft",)}
 WORDS |= {"section2": ("sections",), "interleaved": ("sections",)}
 
 

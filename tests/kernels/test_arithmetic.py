@@ -203,7 +203,7 @@ ATTENTION: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("cache", ["bf16", "f32"])
+@pytest.mark.parametrize("cache", ["bf16", "f32", "u8", "u4"])
 @pytest.mark.parametrize("case", ATTENTION)
 def test_attention(tier: str, opened: Opened, cache: str, case: str) -> None:
     """The last rows of a sequence whose cache was filled in one chunk after the other."""

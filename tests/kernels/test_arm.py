@@ -30,7 +30,7 @@ BUILDS = {
         for bits in (128, 256, 512)
     },
 }
-CASES = ("products_f32", "products_f16", "products_bf16", "rms_norms", "elementary", "lanes", "rounding")
+CASES = ("products_f32", "products_f16", "products_bf16", "rms_norms", "elementary", "lanes", "rounding", "kv_codes")
 
 
 def compile_cpp(folder: Path, *arguments: str) -> None:

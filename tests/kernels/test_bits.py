@@ -28,7 +28,10 @@ MODES = {
     "f16": ("f16", "f32"),
     "f32": ("f32", "f32"),
     "bf16 with an fp32 cache": ("bf16", "f32"),
+    "bf16 with an 8-bit cache": ("bf16", "u8"),
+    "f32 with a 4-bit cache": ("f32", "u4"),
 }
+QUANTIZED = ["bf16 with an 8-bit cache", "f32 with a 4-bit cache"]
 CHUNKS = [1, 7, 17, 64]
 THREADS = [1, 2, 3, 5]
 LENGTHS = (90, 45, 70)
@@ -77,7 +80,7 @@ def test_tiers(tier: str, opened: Opened, base: Callable[[str, str], list[Array]
             same(mine.whole(text(seed)), expected)
 
 
-@pytest.mark.parametrize("mode", ["bf16", "f32"])
+@pytest.mark.parametrize("mode", ["bf16", "f32", *QUANTIZED])
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_chunks(tier: str, opened: Opened, base: Callable[[str, str], list[Array]], mode: str, chunk: int) -> None:
     """Prefill in chunks of any size, down to one token a step, which is decode."""
@@ -131,7 +134,7 @@ def test_arrangements(
             same(t.bits(), expected)
 
 
-@pytest.mark.parametrize("mode", ["bf16", "f32"])
+@pytest.mark.parametrize("mode", ["bf16", "f32", *QUANTIZED])
 def test_shared_prefixes(tier: str, opened: Opened, mode: str) -> None:
     """A text that reads the first blocks of another one gets what it would compute itself, while the other goes on."""
     common, tail, other_tail = tokens_of(64, 7), tokens_of(20, 8), tokens_of(25, 9)
@@ -147,7 +150,7 @@ def test_shared_prefixes(tier: str, opened: Opened, mode: str) -> None:
         same(first.bits(), mine.whole(Text([*common, *other_tail], [8, 10, 6])))
 
 
-@pytest.mark.parametrize("mode", ["bf16", "f32"])
+@pytest.mark.parametrize("mode", ["bf16", "f32", *QUANTIZED])
 @pytest.mark.parametrize("window", [None, 1100, 300])
 def test_long_contexts(tier: str, opened: Opened, mode: str, window: int | None) -> None:
     """Beyond a split of 1024 positions: in one step or many, by one thread or several that share a row's splits."""

@@ -125,6 +125,8 @@ CASES: dict[str, Callable[[Any], Array]] = {
     "linear bf16, silu gate": lambda device: linear(device, "bf16", gated=True),
     "rope and attention, bf16 cache": lambda device: attention(device, "bf16"),
     "rope and attention, f32 cache": lambda device: attention(device, "f32"),
+    "rope and attention, 8-bit cache": lambda device: attention(device, "u8"),
+    "rope and attention, 4-bit cache": lambda device: attention(device, "u4"),
     "rms norm": lambda device: norm(device, "rms_norm"),
     "layer norm": lambda device: norm(device, "layer_norm"),
     "silu": lambda device: activation(device, 1),

@@ -72,6 +72,40 @@ def test_16_bit(golden: Path, name: str, tier: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_quantized_kv_cache(golden: Path, name: str) -> None:
+    """With exact weights an 8-bit cache errs as little as 16-bit arithmetic; 4 bits, 17 times as coarse, as much more.
+
+    The reference's tokens are fed, so that errors do not add up over diverging texts.
+    """
+    budget: dict[str, Any] = json.loads((golden / name / "golden.json").read_text())["low_precision_reference_error"]
+    exact, fine, coarse = (_forced_error(golden / name, cache) for cache in ("f32", "u8", "u4"))
+    assert exact < 1e-3 < fine <= 1.2 * budget["rms"]
+    assert 5 * fine < coarse < 25 * fine
+
+
+def _forced_error(folder: Path, kv_dtype: str) -> float:
+    """The rms error of the logits of fp32 weights over the reference's texts."""
+    expected = load_file(folder / "golden.safetensors")
+    device = open_device("cpu", threads=2)
+    executable, program = load(folder, device, dtype="f32", kv_dtype=kv_dtype, limits=LIMITS)
+    try:
+        texts = [
+            [*expected[f"{prompt}.input_ids"].tolist(), *expected[f"{prompt}.greedy_ids"].tolist()[:-1]]
+            for prompt in PROMPTS
+        ]
+        sequences = Loop(executable, program).generate(texts, 1, chunk=40)
+    finally:
+        executable.close()
+        device.close()
+    errors = [
+        np.stack([sequence.logits[row] for row in expected[f"{prompt}.logits_positions"]])
+        - expected[f"{prompt}.logits"]
+        for prompt, sequence in zip(PROMPTS, sequences, strict=True)
+    ]
+    return float(np.sqrt(np.mean(np.concatenate([part.ravel() for part in errors]) ** 2)))
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_order_and_chunks_change_no_bit(golden: Path, name: str) -> None:
     """Every order of arrival and every chunk size gives the same logits, bit for bit, on the best tier."""
     for dtype in ("f32", "bf16"):

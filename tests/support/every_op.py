@@ -8,8 +8,8 @@ from one_op import Maker
 
 from dashinfer_lite.graph.program import KvSpec
 
-X, H, Q, K, V, TABLE, A, G, ROWS, LOGITS, VIEW = range(11)
-WORDS, FREQUENCIES, NORM, BIAS, WIDE, HEAD, OUT, GATE_UP, LM_HEAD, SLOPES = range(10)
+X, H, Q, K, V, TABLE, A, G, ROWS, LOGITS, VIEW, PLANES, GRID = range(13)
+WORDS, FREQUENCIES, NORM, BIAS, WIDE, HEAD, OUT, GATE_UP, LM_HEAD, SLOPES, CODES = range(11)
 
 
 def everything(info: Any) -> Maker:
@@ -21,6 +21,7 @@ def everything(info: Any) -> Maker:
     words, frequencies, norm, bias = m.matrix(64, 64, "bf16", kind="table"), m.vector(16), m.vector(64), m.vector(64)
     wide, head, out = m.matrix(128, 64, "bf16"), m.vector(32), m.matrix(64, 128, "bf16", group=32)
     gate_up, lm_head, slopes = m.matrix(128, 64, "bf16"), m.matrix(64, 64, "bf16"), m.vector(4)
+    codes = m.quantized(64, 128, bits=4, group=48, scales="f16")
     m.op("embed", (), (x,), (words,), scale=1)
     m.op("rope_table", (), (table,), (frequencies, -1), h=16, attention=1)
     m.op("rms_norm", (x,), (h,), (norm,), cols=64, eps=1e-5)
@@ -34,6 +35,8 @@ def everything(info: Any) -> Maker:
     m.op("rope_kv", (q, k, v, table), (q,), (head, head), layer=0, Hq=4, Hkv=2, D=32, rotary=32, eps=1e-5)
     m.op("attention", (q,), (a,), (slopes, slopes), layer=0, Hq=4, Hkv=2, D=32, window=7, scale=0.2)
     m.op("linear", (a, x), (x,), (out, bias))
+    planes, grid = m.quantize(q, 128, group=48)
+    m.op("linear", (planes, x, grid), (x,), (codes, bias))
     m.op("linear", (h,), (g,), (gate_up,), act=17)
     m.op("act", (x,), (x,), act=1)
     m.op("mul", (x, x), (x,))

@@ -12,6 +12,7 @@ from one_op import bf16
 Array = np.ndarray
 F32 = np.float32
 CELL, SEGMENT, STEP, SPLIT = 32, 64, 256, 1024
+LARGEST_CODE = {"u8": 255, "u4": 15}
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:
@@ -43,7 +44,7 @@ def product(x: Array, w: Array, cache: str = "f32", start: Array | None = None) 
 
     With `start` the sums begin there and K is one segment: attention's p · V.
     """
-    chain = multiply_add if cache == "bf16" else fma
+    chain = multiply_add if cache in ("bf16", *LARGEST_CODE) else fma
     x, w = padded(x), padded(w)
     cells = x.shape[1] // CELL
     count = 1 if start is not None else -(-cells // SEGMENT)
@@ -172,6 +173,18 @@ def rotated(x: Array, table: Array, interleaved: bool) -> Array:
 # ---- attention -------------------------------------------------------------------------------------------------------
 
 
+def kept(x: Array, cache: str) -> tuple[Array, Array]:
+    """Heads x[..., D] as a cache holds them, and each one's scale: 1, or what makes numbers of its integers."""
+    if cache not in LARGEST_CODE:
+        return bf16(x) if cache == "bf16" else x, np.ones(x.shape[:-1], F32)
+    largest = F32(LARGEST_CODE[cache])
+    low, high = x.min(-1), x.max(-1)
+    scale = np.maximum((high - low) / largest, F32(1e-5))
+    zero = np.rint(np.minimum(np.maximum(-low / scale, F32(0)), largest))
+    code = np.minimum(np.maximum(np.rint(x / scale[..., None]) + zero[..., None], F32(0)), largest)
+    return code - zero[..., None], scale
+
+
 def attention(
     q: Array,
     k: Array,
@@ -185,8 +198,9 @@ def attention(
 ) -> Array:
     """One query row q[D] over k, v[S,D]: positions in steps of 256 within splits of 1024, splits merged in order."""
     width, size = -(-len(q) // CELL) * CELL, len(q)
-    narrow = bf16 if cache == "bf16" else np.asarray
-    q, k, v = narrow(q * F32(scale)), narrow(k), narrow(v)
+    q = q * F32(scale) if cache == "f32" else bf16(q * F32(scale))
+    k, k_scale = kept(k, cache)
+    v, v_scale = kept(v, cache)
     empty = (F32(-np.inf), F32(0), np.zeros(width, F32))
     total = empty if sink is None else (F32(sink), F32(1), np.zeros(width, F32))
     for split in range(0, len(k), SPLIT):
@@ -194,9 +208,9 @@ def attention(
         for start in range(split, min(split + SPLIT, len(k)), STEP):
             here = [t - start for t in seen if start <= t < start + STEP]
             if here:
-                state = softmax_step(
-                    state, q, k[start : start + STEP], v[start : start + STEP], start, here, cache, softcap, slope
-                )
+                step = slice(start, start + STEP)
+                keys, values = (k[step], k_scale[step]), (v[step], v_scale[step])
+                state = softmax_step(state, q, keys, values, start, here, cache, softcap, slope)
         total = state if split == 0 else merged(total, state)
     _, length, out = total
     return (out / (length if length else F32(1)) + F32(0))[:size]
@@ -205,17 +219,18 @@ def attention(
 def softmax_step(
     state: tuple[Array, Array, Array],
     q: Array,
-    k: Array,
-    v: Array,
+    keys: tuple[Array, Array],
+    values: tuple[Array, Array],
     start: int,
     here: list[int],
     cache: str,
     softcap: float,
     slope: float | None,
 ) -> tuple[Array, Array, Array]:
-    """The state (m, l, O) after the positions `here` of a step."""
+    """The state (m, l, O) after the positions `here` of a step; keys and values come with their scales."""
     m, length, out = state
-    scores = product(q[None], k, cache)[0]
+    k, v = keys[0], values[0]
+    scores = product(q[None], k, cache)[0] * keys[1]
     if softcap:
         scores = F32(softcap) * tanh(scores / F32(softcap))
     if slope is not None:
@@ -226,7 +241,8 @@ def softmax_step(
     top = max(m, scores.max())
     f = exp(m - top) if m < top else F32(1)
     p = exp(scores - top)
-    narrow = bf16(p) if cache == "bf16" else p
+    weights = p * values[1]
+    narrow = weights if cache == "f32" else bf16(weights)
     columns = padded(np.pad(v, ((0, len(p) - len(v)), (0, 0))))
     out = product(narrow[None], np.ascontiguousarray(columns.T), cache, start=(out * f)[None])[0]
     return top, length * f + row_sum(p), out

@@ -91,6 +91,7 @@ def run(
     align: int = 1,
     dtype: Any = "f32",
     kv_dtype: Any = "f32",
+    quant: Any = None,
 ) -> tuple[np.ndarray, Program]:
     """Logits of all rows of a batch in two chunks, and the program."""
     device = ReferenceDevice(col_align=align, head_align=align)
@@ -104,6 +105,7 @@ def run(
         blocks=8,
         block_tokens=8,
         passes=passes,
+        quant=quant,
     )
     executable = device.create(program)
     load_weights(program, weights.provide(program), executable)

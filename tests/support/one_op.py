@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,11 @@ from dashinfer_lite.devices.reference import ReferenceDevice
 from dashinfer_lite.devices.step import Step
 from dashinfer_lite.graph.ops import OPS
 from dashinfer_lite.graph.program import Instr, KvSpec, Limits, Part, Program, Slot, WeightSpec
+from dashinfer_lite.weights.grid import Codes
 
 Array = np.ndarray
-ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1}
+QUANT_CELL = 64
 BAND = 32
 NO_KV = KvSpec(0, 1, 32, "f32", 32, 1)
 
@@ -107,6 +109,24 @@ class Maker:
         """A weight [n, k]; columns in groups of `group`, each padded like a head (0: all padded like columns)."""
         padded = self.pad_head(group) if group else self.pad(k)
         return self._weight(kind, dtype, self.pad(n), k, group or k, padded)
+
+    def quantized(self, n: int, k: int, *, bits: int = 8, group: int = 0, scales: Any = "f32") -> int:
+        """A quantized weight [n, k] with a scale for each `group` columns (0: for all)."""
+        width = min(group or k, k)
+        at = self._weight("linear", f"u{bits}", self.pad(n), k, width, round_up(width, QUANT_CELL))
+        self.weights[at] = replace(self.weights[at], quant_group=width, scale_dtype=scales)
+        return at
+
+    def quantize(self, x: int, k: int, *, group: int = 0, planes: int = 2, **attrs: Any) -> tuple[int, int]:
+        """Quantizes an activation: the slots of its planes and its grid."""
+        width = min(group or k, k)
+        groups = -(-k // width)
+        rows = self.slots[x].rows
+        out = (self.slot(planes * groups * round_up(width, QUANT_CELL), "i8", rows), self.slot(2 * groups, rows=rows))
+        weights = attrs.pop("weights", ())
+        add = self.tail_op if rows == "R" else self.op
+        add("quantize", (x,), out, weights, K=k, group=width, planes=planes, **attrs)
+        return out
 
     def vector(self, n: int) -> int:
         """A vector of n elements, fp32."""
@@ -233,13 +253,23 @@ class Bench:
         )
 
     def matrix(self, weight: int, values: Array, source: str | None = None) -> None:
-        """Fills a linear or table weight with fp32 values [n, k], stored as `source` (default: the weight's type)."""
+        """Fills a linear or table weight with fp32 values [n, k], stored as `source`.
+
+        The default is the weight's own type, and fp32 for one that is quantized.
+        """
         spec = self.program.weights[weight]
+        source = source or ("f32" if spec.quant_group else spec.dtype)
         part = np.full(spec.n, -1, np.int32)
         part[: len(values)] = 0
         rows = np.arange(spec.n, dtype=np.int32)
-        raw = stored(values, source or spec.dtype)
-        self.executable.write_rows(weight, 0, [raw], source or spec.dtype, part, rows)
+        self.executable.write_rows(weight, 0, [stored(values, source)], source, part, rows)
+
+    def codes(self, weight: int, rows: Codes) -> None:
+        """Fills a quantized weight."""
+        spec = self.program.weights[weight]
+        part = np.full(spec.n, -1, np.int32)
+        part[: len(rows.codes)] = 0
+        self.executable.write_codes(weight, 0, [rows], part, np.arange(spec.n, dtype=np.int32))
 
     def vector(self, weight: int, values: Array) -> None:
         """Fills a vector, with zeros as padding."""

@@ -4,6 +4,7 @@
 
 #include "generic/epilogue.h"
 #include "generic/gemm.h"
+#include "generic/kv_codes.h"
 #include "generic/norm.h"
 #include "generic/pack.h"
 
@@ -216,10 +217,43 @@ void rounding() {
     }
 }
 
+// A cell of codes, written token by token, expands into code - zero point where a bf16 cell has that element.
+template <int kBits>
+void check_codes() {
+    using Codes = KvCodes<kBits>;
+    Random random;
+    uint8_t *k = array<uint8_t>(Codes::kCellBytes), *v = array<uint8_t>(Codes::kCellBytes), code[kCell][kCell];
+    float* zeros = array<float>(kCell);
+    bf16 *from_k = array<bf16>(kCellSize), *from_v = array<bf16>(kCellSize);
+    const auto any = [&] { return static_cast<int>((random.next() + 1.0f) * 0.5f * Codes::kLargest); };
+    for (int token = kCell - 1; token >= 0; --token) {
+        for (uint8_t& c : code[token]) c = static_cast<uint8_t>(any());
+        zeros[token] = static_cast<float>(any());
+        Codes::store_k(k, code[token], token);
+        Codes::store_v(v, code[token], token);
+    }
+    Codes::expand_k(from_k, k, zeros, nullptr);
+    Codes::expand_v(from_v, v, zeros, v);
+    for (int token = 0; token < kCell; ++token) {
+        for (int d = 0; d < kCell; ++d) {
+            const float expected = static_cast<float>(code[token][d]) - zeros[token];
+            float got[2];
+            convert(got, DType::F32, from_k + panel_index_16(1, token, d), DType::BF16, 1);
+            convert(got + 1, DType::F32, from_v + panel_index_16(1, d, token), DType::BF16, 1);
+            CHECK(same(got[0], expected) && same(got[1], expected));
+        }
+    }
+}
+
+void kv_codes() {
+    check_codes<8>();
+    check_codes<4>();
+}
+
 constexpr Case kCases[] = {
     {"products_f32", products_f32}, {"products_f16", products_f16}, {"products_bf16", products_bf16},
     {"rms_norms", rms_norms},       {"elementary", elementary},     {"lanes", lanes},
-    {"rounding", rounding},
+    {"rounding", rounding},         {"kv_codes", kv_codes},
 };
 
 }  // namespace
