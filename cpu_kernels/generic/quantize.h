@@ -69,8 +69,8 @@ struct BandReader {
         __builtin_memset(to, 0, kQuantCell * sizeof(T));
         for (int i = 0; i < count; ++i) {
             int c = q.permutation ? q.permutation[k + i] : k + i;
-            if (c < 0 || c >= q.k) c = 0;  // a broken permutation gives wrong numbers, never a read elsewhere
             if (q.head) c = c / q.head * q.padded_head + c % q.head;
+            if (c < 0 || c >= q.x.cols) c = 0;  // a broken permutation gives wrong numbers, never a read elsewhere
             to[i] = row[c / kCell * step + c % kCell];
         }
     }
