@@ -89,7 +89,7 @@ def test_long_contexts(device: Any, cache: str, window: int) -> None:
 @pytest.mark.parametrize("which", ["k", "v"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_shows(device: Any, cache: str, which: str, value: float) -> None:
-    """Codes know no NaN: the scale is one, and rows that see it are not finite. Other heads and sequences are as ever."""
+    """Codes know no NaN: the scale is one, and rows that see it are not finite. Other heads and sequences stay."""
     case = Case([(0, 30), (0, 9)], (2, 2), 40, cache, tables=[[1], [0]])
     rng = np.random.default_rng(3)
     q, k, v = ([rounded(rng.standard_normal((n, 2, 40)), "f32") for n in (30, 9)] for _ in range(3))

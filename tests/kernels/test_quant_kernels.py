@@ -1,0 +1,140 @@
+"""Quantized products on every tier against exact integers, bit for bit, in the shapes that choose between kernels.
+
+Activations are whole multiples of powers of two, so that the op in front of the product has nothing to round; what it
+rounds is tested by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import exact
+import numpy as np
+import pytest
+from one_op import Array, Bench, Maker, Span, rounded
+
+from dashinfer_lite.weights.grid import Codes
+
+Opened = Callable[..., Any]
+LARGEST = {1: 127, 2: 32512}
+
+# One line a row or plane, half a tile, a tile, two, a band and a bit, several bands.
+ROWS = (1, 2, 3, 8, 9, 16, 17, 27, 33, 70)
+# K and group: parts of a group, groups that share a block, short last groups, a group less than a cell.
+COLUMNS = {"whole": (1300, 1300), "large": (2500, 1200), "g128": (2200, 128), "g100": (330, 100), "g32": (96, 32)}
+
+
+def operands(seed: int, rows: int, n: int, k: int, group: int, bits: int, planes: int) -> tuple[Codes, Array, Array]:
+    """A weight, and the integers and scales of activations; the second row is as large as it can be."""
+    rng = np.random.default_rng(seed)
+    groups, top, largest = -(-k // group), (1 << bits) - 1, LARGEST[planes]
+    codes = rng.integers(0, top + 1, (n, k)).astype(np.uint8)
+    zeros = rng.integers(0, top + 2, (n, groups)).astype(np.int16)
+    codes[:3], zeros[:3] = top, 0
+    codes[3:5], zeros[3:5] = 0, top + 1
+    scales = rounded(rng.random((n, groups)) * 0.1 + 0.01, "bf16")
+    integers = rng.integers(-largest, largest + 1, (rows, k))
+    integers[1:2] = largest
+    integers[:, ::group] = -largest
+    return Codes(codes, scales, zeros), integers, (2.0 ** rng.integers(-6, 3, (rows, groups))).astype(np.float32)
+
+
+def product(weight: Codes, integers: Array, scales: Array, group: int) -> Array:
+    """Σ (q - zero) · a of a group in 64-bit integers, rounded once, times both scales, group by group."""
+    total = np.zeros((len(integers), len(weight.codes)), np.float32)
+    for g in range(scales.shape[1]):
+        part = slice(g * group, (g + 1) * group)
+        exact_sum = (
+            integers[:, part].astype(np.int64) @ (weight.codes[:, part].astype(np.int64) - weight.zeros[:, g : g + 1]).T
+        )
+        total = exact.fma(exact_sum.astype(np.float32), np.multiply.outer(scales[:, g], weight.scales[:, g]), total)
+    return total
+
+
+class Product:
+    """x → integers → product with one weight, on a device."""
+
+    def __init__(self, device: Any, n: int, k: int, group: int, bits: int, planes: int) -> None:
+        maker = Maker(device.info)
+        self.n, self.k, self.group = n, k, group
+        self.x, self.y = maker.slot(k), maker.slot(n)
+        self.weight = maker.quantized(n, k, bits=bits, group=group, scales="bf16")
+        self.planes, self.grid = maker.quantize(self.x, k, group=group, planes=planes)
+        maker.op("linear", (self.planes, -1, self.grid), (self.y,), (self.weight,))
+        self.bench = Bench(device, maker)
+
+    def run(self, integers: Array, scales: Array) -> Array:
+        x = integers * np.repeat(scales, self.group, axis=1)[:, : self.k]
+        self.bench.put(self.x, x.astype(np.float32))
+        self.bench.poison(self.y, len(x))
+        self.bench.run(Span(len(x)))
+        result: Array = self.bench.get(self.y, len(x))[:, : self.n]
+        return result
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_products(tier: str, opened: Opened, columns: str, bits: int, planes: int) -> None:
+    """Every row count gives the same bits, and they are those of the specification."""
+    k, group = COLUMNS[columns]
+    n = 150
+    weight, integers, scales = operands(k + bits, max(ROWS), n, k, group, bits, planes)
+    expected = product(weight, integers, scales, group)
+    under_test = Product(opened(tier), n, k, group, bits, planes)
+    under_test.bench.codes(under_test.weight, weight)
+    for rows in ROWS:
+        np.testing.assert_array_equal(under_test.run(integers[:rows], scales[:rows]), expected[:rows], f"{rows} rows")
+    under_test.bench.close()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads(tier: str, opened: Opened, threads: int) -> None:
+    """Panels and bands are shared out; two groups of 16 panels and a rest."""
+    rows, n, k, group = 70, 35 * 32, 256, 128
+    weight, integers, scales = operands(threads, rows, n, k, group, 4, 2)
+    under_test = Product(opened(tier, threads), n, k, group, 4, 2)
+    under_test.bench.codes(under_test.weight, weight)
+    np.testing.assert_array_equal(under_test.run(integers, scales), product(weight, integers, scales, group))
+    under_test.bench.close()
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize(("k", "group"), [(1000, 1000), (1000, 128), (130, 50)])
+def test_activations(tier: str, opened: Opened, k: int, group: int, planes: int) -> None:
+    """Numbers of any size: scales, sums and the integers that a weight of ones and zeros shows."""
+    rows, groups = 37, -(-k // group)
+    rng = np.random.default_rng(k + group)
+    x = (rng.standard_normal((rows, k)) * 10.0 ** rng.integers(-12, 12, (rows, 1))).astype(np.float32)
+    x[3], x[4, 7], x[5, 9] = 0, np.inf, np.nan
+    x[6] *= np.float32(2.0**-120)
+    maker = Maker(opened(tier).info)
+    slot = maker.slot(k)
+    _, grid = maker.quantize(slot, k, group=group, planes=planes)
+    bench = Bench(opened(tier), maker)
+    bench.put(slot, x)
+    bench.run(Span(rows))
+    got = bench.get(grid, rows)
+    for g in range(groups):
+        scales, sums = integers_of(x[:, g * group : (g + 1) * group], planes)
+        np.testing.assert_array_equal(got[:, g], scales)
+        np.testing.assert_array_equal(np.ascontiguousarray(got[:, groups + g]).view(np.int32), sums)
+    bench.close()
+
+
+def integers_of(x: Array, planes: int) -> tuple[Array, Array]:
+    """Scales of rows, and the sums of their integers."""
+    one, tiny = np.float32(1), np.float32(2.0**-126)
+    with np.errstate(all="ignore"):
+        x = np.where(np.abs(x) < tiny, np.float32(0), x)
+        largest = np.abs(x).max(axis=1)
+        finite = np.isfinite(largest)
+        scale = largest / np.float32(LARGEST[planes])
+        empty = ~finite | (scale < tiny)
+        scale = np.where(empty, one, scale)
+        high = (one / scale)[:, None]
+        low = exact.fma(-scale[:, None], high, np.ones_like(high)) * high
+        a = np.rint(exact.fma(x, np.broadcast_to(high, x.shape), x * low))
+    a = np.where(empty[:, None], 0, a).astype(np.int32)
+    return np.where(finite, scale, np.float32(np.nan)), a.sum(axis=1, dtype=np.int32)
