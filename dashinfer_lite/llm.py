@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from dashinfer_lite.engine import Engine, Request
@@ -22,12 +22,14 @@ from dashinfer_lite.prompts import (
 )
 from dashinfer_lite.text import ChatTemplate, Tokenizer
 from dashinfer_lite.text_codec import TextCodec
+from dashinfer_lite.tool_use import plan_tools
 
 if TYPE_CHECKING:
     from dashinfer_lite.devices import DeviceInfo
     from dashinfer_lite.graph.quant import QuantPolicy
     from dashinfer_lite.outputs import RequestOutput
     from dashinfer_lite.sampling_params import SamplingParams
+    from dashinfer_lite.tools import ToolPlan
 
 __all__ = ["DTYPES", "LLM", "demo_model_folder", "kv_dtype_for"]
 
@@ -162,9 +164,21 @@ class LLM:
 
     def render_chat(self, messages: Messages, **template: Any) -> str:
         """The text that the model's chat template makes of a conversation."""
-        if self._chat is None:
-            self._chat = ChatTemplate.load(self._model.folder.path)
-        return self._chat.render(messages, **template)
+        return self._chat_template().render(messages, **template)
+
+    def plan_tools(
+        self,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
+        **template: Any,
+    ) -> ToolPlan:
+        """How a conversation uses tools, given as in the OpenAI API: see ToolPlan.
+
+        A plan without tools still takes thoughts and answer apart. Further arguments are those for the chat template.
+        RequestError says what is wrong, also where the model has no format of calls that is supported.
+        """
+        return plan_tools(self._chat_template(), self.tokenizer, tools, tool_choice, parallel_tool_calls, template)
 
     def close(self) -> None:
         """Cancel what is still going on and give all memory back. Closing twice is fine."""
@@ -238,6 +252,11 @@ class LLM:
     def _conversation(self, messages: Any, template: dict[str, Any]) -> tuple[str, list[int]]:
         text = self.render_chat(messages, **template)
         return text, self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _chat_template(self) -> ChatTemplate:
+        if self._chat is None:
+            self._chat = ChatTemplate.load(self._model.folder.path)
+        return self._chat
 
     def _run(
         self,
