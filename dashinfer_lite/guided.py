@@ -10,7 +10,10 @@ from typing import Any, Final
 from dashinfer_lite.errors import RequestError
 
 MAX_SOURCE: Final = 64 * 1024
-"""Most characters of a schema, an expression, a grammar, or of all choices together."""
+"""Most characters of a schema, an expression, or of all choices together."""
+
+MAX_GRAMMAR: Final = 256 * 1024
+"""Most characters of a grammar; one that forces tool calls holds the schemas of all tools."""
 
 MAX_CHOICES: Final = 5000
 
@@ -67,7 +70,7 @@ def _json_object(name: str, value: object) -> bool:
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
         raise _bad(name, value, "a text that is not empty")
-    return _sized(name, value)
+    return _sized(name, value, MAX_GRAMMAR if name == "grammar" else MAX_SOURCE)
 
 
 def _json_schema(name: str, value: object) -> str:
@@ -107,9 +110,9 @@ def _choice(name: str, value: object) -> tuple[str, ...]:
     return choices
 
 
-def _sized(name: str, text: str) -> str:
-    if len(text) > MAX_SOURCE:
-        raise RequestError(f"{name} has {len(text)} characters; at most {MAX_SOURCE} are accepted")
+def _sized(name: str, text: str, most: int = MAX_SOURCE) -> str:
+    if len(text) > most:
+        raise RequestError(f"{name} has {len(text)} characters; at most {most} are accepted")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -195,7 +195,7 @@ _JSON_OPTIONS: Final = {
     "lenient": False,
     "coerce_one_of": False,
     "whitespace_flexible": True,
-    "whitespace_pattern": r" |\n[ \t]{0,40}",  # bounded: a model must not fill its answer with blanks
+    "whitespace_pattern": r" |\n {0,16}",  # bounded: a model must not fill its answer with blanks
 }
 
 

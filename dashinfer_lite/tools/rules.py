@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MAX_CALLS: Final = 16
 
-_BLANKS: Final = {"whitespace_flexible": True, "whitespace_pattern": r" |\n[ \t]{0,40}"}
+_BLANKS: Final = {"whitespace_flexible": True, "whitespace_pattern": r" |\n {0,16}"}
 
 
 class Rules:

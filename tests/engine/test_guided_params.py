@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dashinfer_lite.errors import RequestError
-from dashinfer_lite.guided import MAX_CHOICES, MAX_SOURCE, Guided
+from dashinfer_lite.guided import MAX_CHOICES, MAX_GRAMMAR, MAX_SOURCE, Guided
 from dashinfer_lite.sampling_params import SamplingParams
 
 GOOD: dict[str, list[Any]] = {
@@ -70,11 +70,12 @@ def test_sizes() -> None:
     for name, value in {
         "json_schema": {"description": "x" * 10_000_000},
         "regex": "a" * (MAX_SOURCE + 1),
-        "grammar": "a" * (MAX_SOURCE + 1),
         "choice": ["a" * MAX_SOURCE, "b"],
     }.items():
         with pytest.raises(RequestError, match=f"^{name} has .* characters; at most {MAX_SOURCE}"):
             Guided(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="^grammar has 262145 characters"):
+        Guided(grammar="a" * (MAX_GRAMMAR + 1))
     with pytest.raises(RequestError, match="at most"):
         Guided(json_schema=json.dumps({"description": "x" * 10_000_000}))
     itself: dict[str, Any] = {}
