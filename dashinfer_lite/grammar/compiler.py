@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from dashinfer_lite.errors import CapacityError, DashInferError, RequestError
 from dashinfer_lite.grammar.matcher import Matcher, check_matcher
-from dashinfer_lite.grammar.schema import check_schema
+from dashinfer_lite.grammar.source import source
 from dashinfer_lite.grammar.vocabulary import vocabulary
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ DEADLINE_S: Final = 2.0
 WORKERS: Final = 2
 MAX_KEPT: Final = 128
 MAX_KEPT_SOURCE: Final = 1 << 20
+STACK_BYTES: Final = 64 << 20  # the library recurses along chains of rules
 _TICK_S: Final = 0.1
 
 
@@ -92,10 +92,10 @@ class GrammarCompiler:
             if guided in self._kept:
                 return
             self._kept[guided] = result
-            self._kept_source += _source_size(guided)
+            self._kept_source += _size(guided)
             while len(self._kept) > MAX_KEPT or self._kept_source > MAX_KEPT_SOURCE:
                 gone, _ = self._kept.popitem(last=False)
-                self._kept_source -= _source_size(gone)
+                self._kept_source -= _size(gone)
 
     def _job(self, guided: Guided) -> _Job:
         """The compilation of `guided`: one that is under way, or a new one once a worker is free."""
@@ -107,16 +107,24 @@ class GrammarCompiler:
                     return self._jobs[guided]
                 if self._workers.acquire(blocking=False):
                     job = self._jobs[guided] = _Job()
-                    thread = threading.Thread(
-                        target=self._work, args=(guided, job), name="dashinfer-grammar", daemon=True
-                    )
-                    break
+                    self._start(guided, job)
+                    return job
             if self._workers.acquire(timeout=_TICK_S):
                 self._workers.release()
-        else:
-            raise CapacityError("other grammars are being compiled; submit the request again later")
-        thread.start()
-        return job
+        raise CapacityError("other grammars are being compiled; submit the request again later")
+
+    def _start(self, guided: Guided, job: _Job) -> None:
+        """Let a thread with a large stack do a job."""
+        thread = threading.Thread(target=self._work, args=(guided, job), name="dashinfer-grammar", daemon=True)
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            del self._jobs[guided]
+            self._workers.release()
+            raise CapacityError(f"no thread can be started to compile a grammar: {error}") from error
+        finally:
+            threading.stack_size(before)
 
     def _work(self, guided: Guided, job: _Job) -> None:
         try:
@@ -136,7 +144,7 @@ class GrammarCompiler:
         from llguidance import LLMatcher, LLParserLimits
 
         limits = LLParserLimits(initial_lexer_fuel=500_000, max_lexer_states=50_000, verbose_errors=False)
-        matcher = LLMatcher(self._vocabulary, _source(guided, LLMatcher), log_level=0, limits=limits)
+        matcher = LLMatcher(self._vocabulary, source(guided, LLMatcher), log_level=0, limits=limits)
         check_matcher(matcher, guided.kind)
         mask = np.zeros(self._vocab_size // 32 + 1, np.uint32)
         matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
@@ -171,33 +179,5 @@ class _Job:
         return self._result
 
 
-def _source(guided: Guided, ll_matcher: Any) -> str:
-    """The grammar in llguidance's own form."""
-    if guided.json_schema is not None:
-        schema = json.loads(str(guided.json_schema))
-        check_schema(schema)
-        return str(ll_matcher.grammar_from_json_schema(guided.json_schema, overrides=_JSON_OPTIONS))
-    if guided.json_object:
-        return str(ll_matcher.grammar_from_json_schema('{"type":"object"}', overrides=_JSON_OPTIONS))
-    if guided.regex is not None:
-        return str(ll_matcher.grammar_from_regex(guided.regex))
-    if guided.choice is not None:
-        return str(ll_matcher.grammar_from_lark(f"start: {' | '.join(map(lark_string, guided.choice))}"))
-    return str(ll_matcher.grammar_from_lark(guided.grammar))
-
-
-def lark_string(text: str) -> str:
-    """A text as Lark spells it: as in JSON, without any character that would have to be escaped."""
-    return json.dumps(text).replace("\x7f", "\\u007f")
-
-
-_JSON_OPTIONS: Final = {
-    "lenient": False,
-    "coerce_one_of": False,
-    "whitespace_flexible": True,
-    "whitespace_pattern": r" |\n {0,16}",  # bounded: a model must not fill its answer with blanks
-}
-
-
-def _source_size(guided: Guided) -> int:
+def _size(guided: Guided) -> int:
     return sum(map(len, guided.choice)) if guided.choice else len(str(getattr(guided, guided.kind)))

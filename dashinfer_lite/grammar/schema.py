@@ -11,6 +11,8 @@ MAX_NODES: Final = 5000
 MAX_PROPERTIES: Final = 512
 MAX_ENUM: Final = 5000
 MAX_JOINED_PATTERNS: Final = 4
+MAX_PATTERN: Final = 4096
+"""Most characters of a regular expression: compiling takes time and memory by its square."""
 
 _NAMED: Final = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 """Keywords whose value maps names to schemas."""
@@ -20,6 +22,8 @@ _LISTED: Final = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
 
 _SINGLE: Final = frozenset({"items", "additionalItems", "additionalProperties"})
 """Keywords whose value is a schema; `items` of older drafts is a list of them."""
+
+_SCHEMAS: Final = _NAMED | _LISTED | _SINGLE
 
 _PLAIN: Final = frozenset(
     (
@@ -40,8 +44,11 @@ _NOTES: Final = frozenset(
 """Keywords that constrain nothing."""
 
 
-def check_schema(schema: Any) -> None:
-    """RequestError where a schema is too large, or has a keyword that cannot be enforced; names where it stands."""
+def check_schema(schema: Any, is_lenient: bool = False) -> None:
+    """RequestError where a schema is too large, or has a keyword that cannot be enforced; names where it stands.
+
+    `is_lenient`: such keywords are passed over.
+    """
     nodes = 0
     waiting: list[tuple[Any, str, int]] = [(schema, "#", 0)]
     while waiting:
@@ -56,6 +63,7 @@ def check_schema(schema: Any) -> None:
         if not isinstance(node, dict):
             raise RequestError(f"the JSON schema at {where:.200} must be an object, true or false, not {node!r:.40}")
         for keyword, value in node.items():
+            _check_keyword(keyword, value, where, is_lenient)
             waiting += [(child, f"{where}/{at}", depth + 1) for child, at in _children(keyword, value, where)]
         if _joined_patterns(node.get("allOf")) > MAX_JOINED_PATTERNS:
             raise RequestError(f"allOf at {where:.200} joins more than {MAX_JOINED_PATTERNS} patterns")
@@ -75,12 +83,18 @@ def _children(keyword: str, value: Any, where: str) -> list[tuple[Any, str]]:
         return [(child, f"{keyword}/{i}") for i, child in enumerate(value)]
     if keyword in _SINGLE:
         return [(value, keyword)]
+    return []
+
+
+def _check_keyword(keyword: str, value: Any, where: str, is_lenient: bool) -> None:
     if keyword == "enum" and isinstance(value, list) and len(value) > MAX_ENUM:
         raise RequestError(f"the enum at {where:.200} has {len(value)} values; at most {MAX_ENUM}")
+    patterns = [value] if keyword == "pattern" else value if keyword == "patternProperties" else ()
+    if any(isinstance(pattern, str) and len(pattern) > MAX_PATTERN for pattern in patterns):
+        raise RequestError(f"a pattern at {where:.200} has more than {MAX_PATTERN} characters")
     is_note = keyword in _NOTES or (keyword.startswith("x-") and keyword != "x-guidance")
-    if keyword not in _PLAIN and not is_note:
+    if not is_lenient and keyword not in _SCHEMAS | _PLAIN and not is_note:
         raise RequestError(f"the JSON schema at {where:.200} has the keyword {keyword!r:.60}, which is not supported")
-    return []
 
 
 def _joined_patterns(branches: Any) -> int:

@@ -74,7 +74,7 @@ def test_sizes() -> None:
     }.items():
         with pytest.raises(RequestError, match=f"^{name} has .* characters; at most {MAX_SOURCE}"):
             Guided(**{name: value})  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="^grammar has 262145 characters"):
+    with pytest.raises(RequestError, match=r"^grammar has 262145 characters"):
         Guided(grammar="a" * (MAX_GRAMMAR + 1))
     with pytest.raises(RequestError, match="at most"):
         Guided(json_schema=json.dumps({"description": "x" * 10_000_000}))

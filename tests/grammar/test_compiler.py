@@ -137,6 +137,19 @@ def test_matchers_are_independent(compiler: GrammarCompiler, tokenizer: Tokenize
 
 
 HOSTILE = {
+    "optional letters": Guided(regex="a?" * 2048),
+    "chain of rules": Guided(grammar="\n".join([*(f"r{i}: r{i + 1}" for i in range(998)), 'r998: "a"', "start: r0"])),
+    "chain of schemas": Guided(
+        json_schema={
+            "$ref": "#/$defs/0",
+            "$defs": {"500": {}, **{str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(500)}},
+        }
+    ),
+    "brackets": Guided(grammar="start: " + "(" * 2000 + '"a"' + ")" * 2000),
+    "groups": Guided(regex="(" * 2000 + "a" + ")" * 2000),
+    "schema that is itself": Guided(json_schema={"$ref": "#"}),
+    "constant": Guided(json_schema={"const": json.loads("[" * 900 + "]" * 900)}),
+    "multiples": Guided(json_schema={"type": "integer", "multipleOf": 123457, "minimum": 5, "maximum": 10**15}),
     "nested repeats": Guided(regex="(a{1000}){1000}"),
     "ambiguous repeats": Guided(regex="((a?){100}){100}a{100}"),
     "classes": Guided(regex=r"(\p{L}{1,100}\w{1,100}){1,50}"),
@@ -156,7 +169,27 @@ def test_hostile_grammars_have_an_end(compiler: GrammarCompiler, tokenizer: Toke
     try:
         walk(compiler, tokenizer, HOSTILE[name], 0, most=20)
     except RequestError as error:
-        assert "cannot be used" in str(error) or "no token of this model" in str(error)
+        assert any(
+            reason in str(error) for reason in ("cannot be used", "no token of this model", "could not be compiled")
+        )
+
+
+@pytest.mark.parametrize(
+    ("guided", "reason"),
+    [
+        (Guided(regex="a" * 4097), "the regex has 4097 characters; at most 4096"),
+        (Guided(json_schema={"items": {"pattern": "a" * 4097}}), "a pattern at #/items has more than 4096 characters"),
+        (Guided(json_schema={"patternProperties": {"a" * 4097: {}}}), "a pattern at # has more than 4096 characters"),
+        (Guided(grammar="start: A\nA: /" + "a" * 4097 + "/"), "a line of the grammar has more than 4096 characters"),
+        (Guided(grammar='start: "a"\n' + "\n" * 1000), "the grammar has 1001 lines"),
+        (Guided(grammar=f"start: %json {json.dumps({'items': {'pattern': 'a' * 4097}})}"), "a pattern at #/items"),
+    ],
+)
+def test_bounds(compiler: GrammarCompiler, guided: Guided, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        compiler.compile(guided)
+    long = {"description": "x" * 9000, "type": "null"}
+    compiler.compile(Guided(grammar=f"start: %json {json.dumps(long)}"))
 
 
 class Gate:
