@@ -23,7 +23,7 @@ from dashinfer_lite.weights import ModelFolder
 from dashinfer_lite.weights.loader import load_weights
 
 BLOCK, BLOCKS = 32, 5  # three sequences that all grow do not fit
-TEXT = (np.arange(64) * 37 % 101).tolist()
+TEXT = (np.arange(70) * 37 % 101).tolist()
 MOST_TOKENS = 40
 
 # ("submit", tokens of TEXT, another first token?, temperature, tokens to draw), ("cancel", which), ("step", how often)
@@ -31,7 +31,7 @@ Action = tuple[Any, ...]
 actions = st.one_of(
     st.tuples(
         st.just("submit"),
-        st.sampled_from([5, 31, 32, 33, 64]),
+        st.sampled_from([5, 31, 33, 64, 70]),
         st.booleans(),
         st.sampled_from([0.0, 0.8]),
         st.sampled_from([1, 9, MOST_TOKENS]),
@@ -39,8 +39,15 @@ actions = st.one_of(
     st.tuples(st.just("cancel"), st.integers(0, 9)),
     st.tuples(st.just("step"), st.integers(1, 40)),
 )
-LONG: list[Action] = [("submit", 33, False, 0.0, MOST_TOKENS), ("submit", 64, False, 0.8, MOST_TOKENS)]
-FULL: list[Action] = [*LONG, ("submit", 33, True, 0.8, MOST_TOKENS), ("step", 200), *LONG, ("cancel", 3)]
+LONG: list[Action] = [("submit", 33, False, 0.0, MOST_TOKENS), ("submit", 70, False, 0.8, MOST_TOKENS)]
+FULL: list[Action] = [
+    *LONG,
+    ("submit", 33, True, 0.8, 9),
+    ("step", 200),
+    ("submit", 70, True, 0.0, 9),
+    *LONG,
+    ("cancel", 4),
+]
 
 
 def prompt(length: int, other: bool) -> list[int]:
