@@ -26,7 +26,7 @@ BLOCK, BLOCKS = 32, 5  # three sequences that all grow do not fit
 TEXT = (np.arange(70) * 37 % 101).tolist()
 MOST_TOKENS = 40
 
-# ("submit", tokens of TEXT, another first token?, temperature, tokens to draw), ("cancel", which), ("step", how often)
+# ("submit", tokens of TEXT, another first block?, temperature, tokens to draw), ("cancel", which), ("step", how often)
 Action = tuple[Any, ...]
 actions = st.one_of(
     st.tuples(
@@ -51,7 +51,8 @@ FULL: list[Action] = [
 
 
 def prompt(length: int, other: bool) -> list[int]:
-    return [100, *TEXT[1:length]] if other else TEXT[:length]
+    """The beginning of TEXT, or one with another first block and the same second."""
+    return ([100 - token for token in TEXT[:BLOCK]] + TEXT[BLOCK:] if other else TEXT)[:length]
 
 
 def params(temperature: float, max_tokens: int) -> SamplingParams:
