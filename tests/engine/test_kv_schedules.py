@@ -39,15 +39,10 @@ actions = st.one_of(
     st.tuples(st.just("cancel"), st.integers(0, 9)),
     st.tuples(st.just("step"), st.integers(1, 40)),
 )
+# Preemption; then texts of which the third begins as the second and goes on as the first.
 LONG: list[Action] = [("submit", 33, False, 0.0, MOST_TOKENS), ("submit", 70, False, 0.8, MOST_TOKENS)]
-FULL: list[Action] = [
-    *LONG,
-    ("submit", 33, True, 0.8, 9),
-    ("step", 200),
-    ("submit", 70, True, 0.0, 9),
-    *LONG,
-    ("cancel", 4),
-]
+APART: list[Action] = [("submit", 70, False, 0.8, 9), ("submit", 33, True, 0.0, 1), ("submit", 70, True, 0.8, 9)]
+FULL = [*LONG, *LONG, ("step", 300), *(action for each in APART for action in (each, ("step", 60))), ("cancel", 6)]
 
 
 def prompt(length: int, other: bool) -> list[int]:
