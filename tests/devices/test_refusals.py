@@ -149,6 +149,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         f"weight {CODES} .*: its quant",
     ),
     "quantized groups of another padding": (weight(CODES, k_group_padded=48), f"weight {CODES} .*: its quantization"),
+    "quantized groups beyond int32": (
+        weight(CODES, k=65537, k_group=65537, k_group_padded=65600, quant_group=65537),
+        f"weight {CODES} .*: more than 65536 columns share a scale",
+    ),
     "scales of integers": (weight(CODES, scale_dtype="i8"), f"weight {CODES} .*: scales are fp32, fp16 or bf16"),
     "view of planes": (slot(VIEW, parent=PLANES, dtype="i8", cols=64), f"slot {VIEW}: does not fit its parent"),
     "no kv heads": (kv(heads=0), "kv cache"),
