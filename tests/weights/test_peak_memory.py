@@ -7,6 +7,7 @@ back whenever it likes; the packed weights, the KV cache and every array are ano
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from model_folders import tensor_shapes, tiny_config, write_model_folder
 
+pytestmark = pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has memory of its own")
 CONFIG = tiny_config(
     "qwen2",
     vocab_size=8192,
