@@ -136,15 +136,11 @@ def test_matchers_are_independent(compiler: GrammarCompiler, tokenizer: Tokenize
     assert walk(compiler, tokenizer, guided, 0) in ("ab", "cd")
 
 
+CHAIN: dict[str, Any] = {"500": {}, **{str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(500)}}
 HOSTILE = {
     "optional letters": Guided(regex="a?" * 2048),
     "chain of rules": Guided(grammar="\n".join([*(f"r{i}: r{i + 1}" for i in range(998)), 'r998: "a"', "start: r0"])),
-    "chain of schemas": Guided(
-        json_schema={
-            "$ref": "#/$defs/0",
-            "$defs": {"500": {}, **{str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(500)}},
-        }
-    ),
+    "chain of schemas": Guided(json_schema={"$ref": "#/$defs/0", "$defs": CHAIN}),
     "brackets": Guided(grammar="start: " + "(" * 2000 + '"a"' + ")" * 2000),
     "groups": Guided(regex="(" * 2000 + "a" + ")" * 2000),
     "schema that is itself": Guided(json_schema={"$ref": "#"}),
@@ -169,9 +165,7 @@ def test_hostile_grammars_have_an_end(compiler: GrammarCompiler, tokenizer: Toke
     try:
         walk(compiler, tokenizer, HOSTILE[name], 0, most=20)
     except RequestError as error:
-        assert any(
-            reason in str(error) for reason in ("cannot be used", "no token of this model", "could not be compiled")
-        )
+        assert re.search("cannot be used|no token of this model|could not be compiled", str(error))
 
 
 @pytest.mark.parametrize(
