@@ -201,6 +201,13 @@ def test_long_answers_take_bounded_memory(name: str, unit: str) -> None:
     parser.finish()
 
 
+@pytest.mark.parametrize("at", [1, 4000, 4096, 4098, 5000, 5001])
+def test_long_blanks_before_a_call(at: int) -> None:
+    """A run of blanks that is too long to be held back is text as a whole, wherever it is cut."""
+    whole = "a" + " " * 5000 + '<tool_call>{"name": "add"}</tool_call>'
+    assert content(cut(PARSERS["hermes"](), [whole[:at], whole[at:]])) == ("a" + " " * 5000, "", [("add", "{}")])
+
+
 def test_a_call_beyond_the_bound_is_text() -> None:
     whole = '<tool_call>{"name": "add", "arguments": {"a": "' + "x" * MAX_CALL + '"}}</tool_call>'
     for size in (len(whole), 100_000):
