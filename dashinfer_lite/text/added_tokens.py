@@ -52,7 +52,8 @@ class AddedTokens:
 def read_added_tokens(folder: Path, config: dict[str, Any], size: int, family: Iterable[str] = ()) -> AddedTokens:
     """Read the added tokens of tokenizer_config.json and of the older added_tokens.json.
 
-    `size` is that of the vocabulary proper; the `family`'s special tokens follow it, where the files name no others.
+    `size` is that of the vocabulary proper, which the `family`'s special tokens follow, where the files leave their
+    names and ids free.
     """
     tokens = []
     for name, index in read_optional_json(folder / "added_tokens.json").items():
@@ -65,12 +66,12 @@ def read_added_tokens(folder: Path, config: dict[str, Any], size: int, family: I
         index = int(key) if key.isascii() and key.isdigit() and len(key) <= 10 else None
         tokens.append(_added_token(path, entry, index))
     named = {token.content for token in tokens} | {token.token_id for token in tokens}
-    tokens += [AddedToken(name, i) for i, name in enumerate(family, size) if not {name, i} & named]
-    largest = size + len({token.content for token in tokens})
+    usual = [AddedToken(name, i) for i, name in enumerate(family, size)]
+    largest = size + max(len({token.content for token in tokens}), len(usual))
     for token in tokens:
         if token.token_id >= largest:
             raise ModelError(f"{folder}: added token {token.content!r:.40}: id {token.token_id} is beyond {largest}")
-    return AddedTokens(tokens)
+    return AddedTokens([*tokens, *(token for token in usual if not {token.content, token.token_id} & named)])
 
 
 def _added_token(path: Path, entry: Any, index: Any) -> AddedToken:

@@ -80,6 +80,11 @@ class RankTokenizer(Tokenizer):
                 raise ModelError(f"{path.parent}: added token {token.content!r:.40}: id {token.token_id} is a rank's")
         self.special_ids = self._added.special_ids
         self.vocab_size = max([len(ranks), *(i + 1 for i in self._added.by_id)])
+        if any(i >= self.vocab_size for i in end_ids):
+            raise ModelError(
+                f"{path}: holds {self.vocab_size} tokens with the special ones, and eos_token_id {max(end_ids)} of the "
+                "folder's configuration is beyond them; is the file cut short?"
+            )
         self.bos_token_id = None
         ends = [self._added.by_text[name].token_id for name in rules.ends if name in self._added.by_text]
         self.eos_token_ids = tuple(dict.fromkeys([*end_ids, *ends]))
