@@ -1,4 +1,4 @@
-"""ChatGLM 1, 2 and 3: SentencePiece models whose special tokens no text can spell."""
+"""ChatGLM 1, 2 and 3: SentencePiece models with frames around a text."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 class ChatGlmTokenizer(PieceTokenizer):
     """ChatGLM2 and 3: special ids follow those of the pieces, every text begins with [gMASK] sop.
 
-    A special token ends the text before it and begins a new one, which loses a leading space again.
+    No text can spell a special token. One ends the text before it and begins another, which loses a leading space again.
     """
 
     def __init__(self, path: Path, model: bytes, config: dict[str, Any], end_ids: tuple[int, ...]) -> None:

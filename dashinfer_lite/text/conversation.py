@@ -22,7 +22,7 @@ class Conversations:
     def load(cls, folder: str | Path, tokenizer: Tokenizer | None) -> "Conversations":
         """Read a folder's templates; its family's format stands in where it has none. ModelError where they are broken.
 
-        The formats of ChatGLM come before a template, whose text could not spell their special tokens.
+        The formats of ChatGLM come before a template, whose text cannot write their frames and role tokens.
         """
         template = ChatTemplate.load(folder)
         own = None if tokenizer is None else family_format(Path(folder), tokenizer)

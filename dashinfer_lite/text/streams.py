@@ -94,16 +94,12 @@ class _FallbackStream(TextStream):
         start = len(prompt_ids)
         while start > 0:
             start -= 1
-            if self._settles(prompt_ids[start]):
+            surface = self._surface(prompt_ids[start])
+            if surface and isinstance(surface, str):  # closes every run, and the text has begun
                 break
         for token_id in prompt_ids[start:]:
             self.feed(token_id)
         self._settle()
-
-    def _settles(self, token_id: int) -> bool:
-        """Whether nothing before a token matters to what follows it."""
-        surface = self._surface(token_id)
-        return bool(surface) and isinstance(surface, str)  # closes every run, and the text has begun
 
 
 class FallbackRunStream(_FallbackStream):
@@ -214,9 +210,6 @@ class CutFallbackStream(FallbackEachStream):
         text = self._close() + shown
         self._strip = self._strip_first
         return text
-
-    def _settles(self, token_id: int) -> bool:
-        return token_id in self._cuts or super()._settles(token_id)
 
 
 class MarkupStream(TextStream):

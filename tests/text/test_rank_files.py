@@ -114,6 +114,33 @@ def test_what_ends_an_answer(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path).eos_token_ids == (256,)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("qwen.tiktoken", ["1", "2", "3", "4", "5"]), ("tokenizer.model", ["123", "45"])]
+)
+def test_how_digits_are_grouped(tmp_path: Path, name: str, words: list[str]) -> None:
+    tokenizer = load_tokenizer(write(tmp_path, [*single_bytes(), b"12", b"45", b"123", b"1234", b"34"], name))
+    ids = tokenizer.encode("12345", add_special_tokens=False)
+    assert [tokenizer.id_to_token(i) for i in ids] == words
+
+
+def test_words_as_tiktoken_cuts_them(tmp_path: Path) -> None:
+    """A token for each whole word that the pattern finds, and for longer ones that it must not find."""
+    words = ["it", "'S", " don", "'t", "\t\t", "\tgo", " ", "  ", "...\r\n", "\n \n", "x", "_a", " _", "é", "\u3000é"]
+    longer = ["it'S", " don't", "_a_", "\n \nx", "   "]
+    tokens = [*single_bytes(), *(w.encode() for w in [*words, *longer] if len(w.encode()) > 1)]
+    tokenizer = load_tokenizer(write(tmp_path, tokens))
+    for text, cut in [
+        ("it'S don't", ["it", "'S", " don", "'t"]),
+        ("\t\t\tgo", ["\t\t", "\tgo"]),
+        ("   x", ["  ", " ", "x"]),
+        ("...\r\nx", ["...\r\n", "x"]),
+        ("\n \nx", ["\n \n", "x"]),
+        ("_a _", ["_a", " _"]),
+        ("it\u3000é", ["it", "\u3000é"]),
+    ]:
+        assert [tokenizer.id_to_token(i) for i in tokenizer.encode(text)] == cut
+
+
 def test_glm4_begins_with_its_frame() -> None:
     tokenizer = load_tokenizer(GOLDEN / "tiktoken_glm4")
     assert tokenizer.encode("a") == [422, 424, 64] and tokenizer.eos_token_ids == (420, 427, 429)
