@@ -17,7 +17,7 @@ ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 class ChatGlmTokenizer(PieceTokenizer):
     """ChatGLM2 and 3: special ids follow those of the pieces, every text begins with [gMASK] sop.
 
-    No text can spell a special token. One ends the text before it and begins another, which loses a leading space again.
+    No text can spell a special token. One ends the text before it and begins another, which loses a leading space too.
     """
 
     def __init__(self, path: Path, model: bytes, config: dict[str, Any], end_ids: tuple[int, ...]) -> None:
