@@ -52,6 +52,18 @@ def natural_int(
     return value
 
 
+def natural_ints(
+    config: Config, key: str, default: tuple[int, ...] | None = None, *, where: str = CONFIG_FILE
+) -> tuple[int, ...]:
+    """Returns a list of integers from 0 on. Without a default the key is required."""
+    value = _given(config, key, default, where)
+    if not isinstance(value, (list, tuple)) or any(
+        type(item) is not int or not 0 <= item <= MAX_SIZE for item in value
+    ):
+        raise _bad(where, key, value, "a list of integers from 0 on")
+    return tuple(value)
+
+
 def positive_float(config: Config, key: str, default: float | None = None, *, where: str = CONFIG_FILE) -> float:
     """Returns a finite number above 0. Without a default the key is required."""
     value = _given(config, key, default, where)
