@@ -27,12 +27,12 @@ class QwenMoeConfig(DecoderConfig):
 
     @classmethod
     def _values(cls, config: read.Config, where: str) -> dict[str, Any]:
-        key = "num_local_experts" if config.get("num_experts") is None else "num_experts"
-        experts = read.natural_int(config, key, maximum=MAX_EXPERTS, where=where)
+        local = read.natural_int(config, "num_local_experts", 0, maximum=MAX_EXPERTS, where=where)
+        experts = read.natural_int(config, "num_experts", local or None, maximum=MAX_EXPERTS, where=where)
         return super()._values(config, where) | {
             "num_experts": experts,
             "num_experts_per_tok": read.positive_int(
-                config, "num_experts_per_tok", maximum=max(experts, 1), where=where
+                config, "num_experts_per_tok", maximum=experts or MAX_EXPERTS, where=where
             ),
             "moe_intermediate_size": read.positive_int(config, "moe_intermediate_size", where=where),
             "norm_topk_prob": read.boolean(config, "norm_topk_prob", False, where=where),

@@ -22,7 +22,6 @@ GROUPS: Final = (32, 64, 128, 256, 512)
 ALIASES: Final = {"int8": "a16w8", "int4": "a16w4"}
 # Mode → bits of the weights, int8 planes of the activations.
 MODES: Final = {"a16w8": (8, 2), "a16w4": (4, 2), "a8w8": (8, 1)}
-ROUTERS: Final = ("*.mlp.gate", "*.shared_expert_gate", "*.router")
 _PATTERN: Final = re.compile(r"(a\d+w\d+)(?:-g(\d+))?")
 
 
@@ -140,7 +139,7 @@ class QuantPolicy:
         return None if self.grids and role == "linear" else self._asked(module, role)
 
     def _asked(self, module: str, role: Role) -> QuantSpec | None:
-        if role == "router" or any(fnmatchcase(module, pattern) for pattern in ROUTERS):
+        if role == "router":
             return None
         for pattern, spec in self.overrides:
             if fnmatchcase(module, pattern):

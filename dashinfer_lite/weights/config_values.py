@@ -116,13 +116,13 @@ def attention_heads(config: Config, *, where: str = CONFIG_FILE) -> AttentionHea
 def sliding_window(config: Config, family: str | None = None, *, where: str = CONFIG_FILE) -> int | None:
     """Returns the window w in effect (key j is visible to query i iff i-w < j <= i), or None.
 
-    The Qwen families look at sliding_window (4096) only when use_sliding_window is true; Mistral reads an absent key as
-    4096 and null as none; other families need the key.
+    The Qwen families look at sliding_window (4096) only when use_sliding_window is true; Mistral, but not Mixtral, reads
+    an absent key as 4096 and null as none; other families need the key.
     """
     family = _family(config, family, where)
     if not boolean(config, "use_sliding_window", family not in QWEN_FAMILIES, where=where):
         return None
-    if family in QWEN_FAMILIES or (family in MISTRAL_FAMILIES and "sliding_window" not in config):
+    if family in QWEN_FAMILIES or (family == "mistral" and "sliding_window" not in config):
         return positive_int(config, "sliding_window", 4096, where=where)
     if config.get("sliding_window") is None:
         return None
