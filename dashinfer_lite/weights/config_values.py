@@ -116,8 +116,8 @@ def attention_heads(config: Config, *, where: str = CONFIG_FILE) -> AttentionHea
 def sliding_window(config: Config, family: str | None = None, *, where: str = CONFIG_FILE) -> int | None:
     """Returns the window w in effect (key j is visible to query i iff i-w < j <= i), or None.
 
-    The Qwen families look at sliding_window (4096) only when use_sliding_window is true; Mistral, but not Mixtral, reads
-    an absent key as 4096 and null as none; other families need the key.
+    The Qwen families look at sliding_window (4096) only when use_sliding_window is true; Mistral (not Mixtral) reads an
+    absent key as 4096 and null as none; other families need the key.
     """
     family = _family(config, family, where)
     if not boolean(config, "use_sliding_window", family not in QWEN_FAMILIES, where=where):
