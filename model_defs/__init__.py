@@ -17,6 +17,9 @@ _MODELS: Final = {
     "MistralForCausalLM": ("llama", "mistral", "MistralConfig"),
     "Qwen2ForCausalLM": ("qwen2", "qwen2", "Qwen2Config"),
     "Qwen3ForCausalLM": ("qwen3", "qwen3", "Qwen3Config"),
+    "MixtralForCausalLM": ("mixtral", "mixtral", "MixtralConfig"),
+    "Qwen2MoeForCausalLM": ("qwen2_moe", "qwen2_moe", "Qwen2MoeConfig"),
+    "Qwen3MoeForCausalLM": ("qwen3_moe", "qwen3_moe", "Qwen3MoeConfig"),
 }
 ARCHITECTURES: Final = tuple(_MODELS)
 

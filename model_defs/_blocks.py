@@ -108,8 +108,9 @@ def attention(
     return g.linear(y, "o_proj", c.hidden_size, bias=o_bias)
 
 
-def gated_mlp(g: Graph, x: Value, c: DecoderConfig, *, bias: bool = False) -> Value:
-    """down(act(gate(x)) · up(x)); the scope is the layer's mlp."""
-    gate = g.linear(x, "gate_proj", c.intermediate_size, bias=bias)
-    up = g.linear(x, "up_proj", c.intermediate_size, bias=bias)
+def gated_mlp(g: Graph, x: Value, c: DecoderConfig, *, inner: int | None = None, bias: bool = False) -> Value:
+    """down(act(gate(x)) · up(x)) with `inner` columns (None: intermediate_size); the scope is the layer's mlp."""
+    inner = inner or c.intermediate_size
+    gate = g.linear(x, "gate_proj", inner, bias=bias)
+    up = g.linear(x, "up_proj", inner, bias=bias)
     return g.linear(g.act(gate, c.hidden_act) * up, "down_proj", c.hidden_size, bias=bias)

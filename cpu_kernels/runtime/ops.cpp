@@ -395,6 +395,14 @@ OpFn op_function(int op) {
             return sample;
         case DI_OP_QUANTIZE:
             return quantize;
+        case DI_OP_ROUTE:
+            return route;
+        case DI_OP_EXPERT_LINEAR:
+            return expert_linear;
+        case DI_OP_EXPERT_SUM:
+            return expert_sum;
+        case DI_OP_GATE_ROWS:
+            return gate_rows;
         default:
             return nullptr;
     }

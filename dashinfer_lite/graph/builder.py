@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from dashinfer_lite.graph.experts import ExpertOps
 from dashinfer_lite.graph.ops import ACT_NONE, ACTIVATIONS, ROPE_STYLES
 from dashinfer_lite.graph.rope_frequencies import rope_frequencies
 from dashinfer_lite.graph.trace import Columns, KvShape, Node, Source, Trace, ValueType, Weight
@@ -52,7 +53,7 @@ class Value:
         return self.graph.mul(self, other) if isinstance(other, Value) else self.graph.scale(self, other)
 
 
-class Graph:
+class Graph(ExpertOps):
     """Records the operations that a model definition asks for."""
 
     def __init__(self) -> None:
@@ -286,6 +287,9 @@ class Graph:
         node = Node(len(self._nodes), op, tuple(value.id for value in inputs), type, weights, attrs)
         self._nodes.append(node)
         return Value(self, node.id, type)
+
+    def _producer(self, value: Value) -> Node:
+        return self._nodes[value.id]
 
     def _effect(self, op: str, inputs: tuple[Value, ...], **attrs: float) -> None:
         self._nodes.append(Node(len(self._nodes), op, tuple(value.id for value in inputs), attrs=attrs))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dashinfer_lite.weights.grid import ScaleDType
 
 DType = Literal["f32", "f16", "bf16", "i8", "u8", "u4"]
-Rows = Literal["T", "R"]
+Rows = Literal["T", "R", "E"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,9 @@ class WeightSpec:
 class Slot:
     """An activation [rows, cols]; `parent` and `first_col` make it a column range of another slot.
 
+    Rows are "T" tokens, "R" logit rows, or "E" a row for each token and each of its experts: row t · k + j is token t
+    at its j-th expert.
+
     A slot of dtype "i8" holds the int8 planes of a quantized value: cols counts bytes, planes · padded K.
     """
 
@@ -119,12 +122,20 @@ class KvSpec:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Capacities fixed at load: tokens a step, logit rows a tail tile, sequences a step, logprob alternatives a row."""
+    """Capacities fixed at load: tokens a step, logit rows a tail tile, sequences a step, logprob alternatives a row.
+
+    `experts_per_token` is the model's, and so is filled in by lowering; 0 where there are no experts.
+    """
 
     max_tokens: int = 512
     tail_rows: int = 64
     max_seqs: int = 64
     max_logprobs: int = 32
+    experts_per_token: int = 0
+
+    def capacity(self, rows: Rows) -> int:
+        """The most rows of a slot."""
+        return {"T": self.max_tokens, "R": self.tail_rows, "E": self.max_tokens * self.experts_per_token}[rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,18 @@ def natural_int(
     return value
 
 
+def natural_ints(
+    config: Config, key: str, default: tuple[int, ...] | None = None, *, where: str = CONFIG_FILE
+) -> tuple[int, ...]:
+    """Returns a list of integers from 0 on. Without a default the key is required."""
+    value = _given(config, key, default, where)
+    if not isinstance(value, (list, tuple)) or any(
+        type(item) is not int or not 0 <= item <= MAX_SIZE for item in value
+    ):
+        raise _bad(where, key, value, "a list of integers from 0 on")
+    return tuple(value)
+
+
 def positive_float(config: Config, key: str, default: float | None = None, *, where: str = CONFIG_FILE) -> float:
     """Returns a finite number above 0. Without a default the key is required."""
     value = _given(config, key, default, where)
@@ -104,13 +116,13 @@ def attention_heads(config: Config, *, where: str = CONFIG_FILE) -> AttentionHea
 def sliding_window(config: Config, family: str | None = None, *, where: str = CONFIG_FILE) -> int | None:
     """Returns the window w in effect (key j is visible to query i iff i-w < j <= i), or None.
 
-    The Qwen families look at sliding_window (4096) only when use_sliding_window is true; Mistral reads an absent key as
-    4096 and null as none; other families need the key.
+    The Qwen families look at sliding_window (4096) only when use_sliding_window is true; Mistral (not Mixtral) reads an
+    absent key as 4096 and null as none; other families need the key.
     """
     family = _family(config, family, where)
     if not boolean(config, "use_sliding_window", family not in QWEN_FAMILIES, where=where):
         return None
-    if family in QWEN_FAMILIES or (family in MISTRAL_FAMILIES and "sliding_window" not in config):
+    if family in QWEN_FAMILIES or (family == "mistral" and "sliding_window" not in config):
         return positive_int(config, "sliding_window", 4096, where=where)
     if config.get("sliding_window") is None:
         return None

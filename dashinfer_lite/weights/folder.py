@@ -25,6 +25,9 @@ ARCHITECTURE_OF_MODEL_TYPE: Final = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 DTYPE_NAMES: Final = {
     "bfloat16": "bf16",

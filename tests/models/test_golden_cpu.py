@@ -20,7 +20,7 @@ from stepping import Loop, Sequence, load
 from dashinfer_lite.devices import open_device
 from dashinfer_lite.graph.program import Limits
 
-MODELS = ("llama2", "llama3_2", "mistral", "qwen1_5", "qwen2_5", "qwen3")
+MODELS = ("llama2", "llama3_2", "mistral", "qwen1_5", "qwen2_5", "qwen3", "qwen2_moe", "qwen3_moe")
 PROMPTS = ("p0", "p1", "p2")
 NEW_TOKENS = 48
 LIMITS = Limits(max_tokens=128, tail_rows=16, max_seqs=4)

@@ -74,6 +74,35 @@ def test_a_wrong_value_is_named_with_its_file(changes: dict[str, Any], words: st
     assert "folder/config.json" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("qwen3_moe", {"num_experts": None}, "lacks num_experts"),
+        ("qwen3_moe", {"num_experts": 100_000}, "num_experts is 100000"),
+        ("qwen3_moe", {"num_experts_per_tok": 7}, "num_experts_per_tok is 7, expected an integer from 1 to 6"),
+        ("qwen3_moe", {"moe_intermediate_size": None}, "lacks moe_intermediate_size"),
+        ("qwen3_moe", {"norm_topk_prob": 1}, "norm_topk_prob is 1"),
+        ("qwen3_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step is 0"),
+        ("qwen3_moe", {"mlp_only_layers": [1, -1]}, "mlp_only_layers"),
+        ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers is 1, expected a list of integers"),
+        ("qwen2_moe", {"shared_expert_intermediate_size": "5"}, "shared_expert_intermediate_size"),
+        ("qwen2_moe", {"qkv_bias": 0}, "qkv_bias is 0"),
+        ("mixtral", {"num_local_experts": 1}, "num_experts_per_tok is 2, expected an integer from 1 to 1"),
+    ],
+    ids=str,
+)
+def test_wrong_experts(family: str, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        config_of(family, **changes)
+
+
+def test_layers_of_experts() -> None:
+    sparse = config_of("qwen2_moe", decoder_sparse_step=2, mlp_only_layers=[3], num_hidden_layers=8)
+    assert [layer for layer in range(8) if sparse.has_experts(layer)] == [1, 5, 7]
+    assert not config_of("qwen3_moe", num_experts=0).has_experts(0)
+    assert config_of("qwen3_moe", num_experts=None, num_local_experts=6).num_experts == 6
+
+
 def test_a_missing_rope_entry_of_a_layer_type_is_an_error() -> None:
     ropes = {"sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}
     c = config_of("qwen3", rope_parameters=ropes)
