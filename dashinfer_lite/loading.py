@@ -106,7 +106,7 @@ def load_model(path: str | os.PathLike[str] | None, options: Options) -> LoadedM
     limits = limits_for(options.max_batch)
     memory = parse_size("kv_memory", options.kv_memory)
     folder = ModelFolder(demo_model_folder() if path is None else path)
-    model = find_model(folder.architecture)
+    model = find_model(folder.architecture, folder.config)
     config = model.config.from_folder(folder)
     tokenizer = _tokenizer(folder.path)
     with folder.open_weights() as weights:

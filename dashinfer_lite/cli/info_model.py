@@ -34,7 +34,7 @@ NAMES = {dtype: name for name, dtype in (DTYPES | KV_DTYPES).items()}
 def describe_model(path: str | None, device: Device, options: Options) -> tuple[dict[str, Any], Program]:
     """Plain values about a model, and the program it runs as on the device; ModelError where it cannot be used."""
     folder = ModelFolder(demo_model_folder() if path is None else Path(path))
-    model = find_model(folder.architecture)
+    model = find_model(folder.architecture, folder.config)
     config = model.config.from_folder(folder)
     with folder.open_weights() as weights:
         stored = folder.stored_dtype(weights)

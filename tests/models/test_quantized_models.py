@@ -160,7 +160,7 @@ def test_instant_quant_computes_with_the_weights_of_its_formula(
 ) -> None:
     plain = random_tensors(config)
     folder = write_model_folder(tmp_path / "plain", config, plain)
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     specs = matrix_specs(model.forward, model.config.from_folder(ModelFolder(folder)), QuantPolicy.parse(mode))
     for module, spec in specs.items():
         name = f"{module}.weight"
@@ -192,7 +192,7 @@ def test_a_folder_that_was_quantized_before_gives_the_same_bits(
     """Codes are the same whether NumPy makes them once or the device while loading."""
     folder = write_model_folder(tmp_path / "plain", config)
     policy = QuantPolicy.parse(mode, overrides={"*.v_proj": None})
-    model, model_folder = find_model(config["architectures"][0]), ModelFolder(folder)
+    model, model_folder = find_model(config["architectures"][0], config), ModelFolder(folder)
     specs = matrix_specs(model.forward, model.config.from_folder(model_folder), policy)
     grids = {module: spec.grid for module, spec in specs.items()}
     with model_folder.open_weights() as reader:
