@@ -32,6 +32,7 @@ class DecoderConfig:
     """
 
     family: ClassVar[str]
+    whole_prompts: ClassVar[bool] = False  # a prompt's tokens see each other, so one step must have room for all
 
     vocab_size: int
     hidden_size: int

@@ -24,7 +24,7 @@ class ChatGLM1Config(DecoderConfig):
     The prompt's context ends before `bos_token_id`; the answer fills the gap at gmask_token_id or mask_token_id.
     """
 
-    family: ClassVar[str] = "chatglm"
+    family: ClassVar[str] = "chatglm1"
     whole_prompts: ClassVar[bool] = True
 
     bos_token_id: int
