@@ -37,7 +37,7 @@ class ChatGLM1Config(DecoderConfig):
         if heads.size % 4:
             raise ModelError(f"{where}: heads have {heads.size} columns, two axes need a multiple of 4")
         if not read.boolean(config, "position_encoding_2d", True, where=where):
-            raise ModelError(f"{where}: position_encoding_2d is false; ChatGLM-6B is supported with positions on two axes")
+            raise ModelError(f"{where}: position_encoding_2d is false; only positions on two axes are supported")
         if config.get("pre_seq_len") is not None:
             raise ModelError(f"{where}: pre_seq_len is set; prefixes of P-tuning are not supported, merge or drop them")
         layers = read.positive_int(config, "num_layers", maximum=4096, where=where)

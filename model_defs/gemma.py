@@ -31,7 +31,7 @@ class Gemma2Config(DecoderConfig):
     @classmethod
     def _values(cls, config: read.Config, where: str) -> dict[str, Any]:
         if config.get("use_bidirectional_attention"):
-            raise ModelError(f"{where}: use_bidirectional_attention is set, which is for embeddings; this is no decoder")
+            raise ModelError(f"{where}: use_bidirectional_attention is set; models for embeddings are not supported")
         act = read.choice(config, "hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh", where=where)
         return super()._values(config, where) | {
             "hidden_act": ACTIVATIONS[act],

@@ -176,7 +176,8 @@ bool check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& s
             c.require(in.i[1] >= 1 && c.output().dtype == DI_F32 && c.output().cols >= 2 * in.i[1],
                       "%d columns for a table of 2 x %d", c.output().cols, in.i[1]);
             c.vector(0, in.i[1], false);
-            c.require(in.i[0] == DI_ROPE_STATIC || in.i[0] == DI_ROPE_LONG || in.i[1] > 1, "NTK scaling of one frequency");
+            c.require(in.i[0] == DI_ROPE_STATIC || in.i[0] == DI_ROPE_LONG || in.i[1] > 1,
+                      "NTK scaling of one frequency");
             c.require(in.i[7] == 0 || in.i[7] > 1, "logn from %d tokens on", in.i[7]);
             c.vector(1, in.i[1], in.i[0] != DI_ROPE_LONG);
             break;

@@ -61,7 +61,7 @@ class Program {
     Memory weight_memory_{}, kv_memory_{}, arena_memory_{}, scratch_memory_{};
     size_t scratch_stride_ = 0;
 
-    std::vector<int32_t> last_token_;                                 // by sequence slot
+    std::vector<int32_t> last_token_;                                    // by sequence slot
     std::vector<int32_t> token_, block_of_, offset_of_, prompt_len_of_;  // [T] of the current step
     std::vector<AttentionPlan> plans_;
     std::vector<int> plan_of_;             // body instruction → plan, or -1

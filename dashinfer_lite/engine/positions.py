@@ -28,7 +28,8 @@ class Positions(NamedTuple):
         last = self.prompt.shape[1] - 1
         tokens = np.arange(start, start + count)
         beyond = np.maximum(tokens - last, 0)
-        return self.prompt[:, np.minimum(tokens, last)] + np.multiply.outer(self.advance, beyond)
+        found: np.ndarray = self.prompt[:, np.minimum(tokens, last)] + np.multiply.outer(self.advance, beyond)
+        return found
 
 
 class Layout(NamedTuple):

@@ -42,8 +42,7 @@ def rope_parameters(
     where = f"{where} rope_parameters"
     if given and all(key in LAYER_KINDS for key in given):
         return {
-            kind: _normalised(config, _object(given, kind, where) or {}, defaults, f"{where}.{kind}")
-            for kind in given
+            kind: _normalised(config, _object(given, kind, where) or {}, defaults, f"{where}.{kind}") for kind in given
         }
     return _normalised(config, given, defaults, where)
 

@@ -82,9 +82,7 @@ def test_info_takes_a_folder_and_prints_its_program(capsys: pytest.CaptureFixtur
         ("phi3", "phi3"),
     ],
 )
-def test_info_recognizes_every_family(
-    capsys: pytest.CaptureFixture[str], golden: Path, name: str, family: str
-) -> None:
+def test_info_recognizes_every_family(capsys: pytest.CaptureFixture[str], golden: Path, name: str, family: str) -> None:
     """Family, sizes and the memory of each mode; a smaller type never needs more."""
     model = info(capsys, str(golden / name))["model"]
     assert model["family"] == family
