@@ -111,6 +111,7 @@ void check_quantize(Checker& c, const di_instr& in) {
     c.require(grid.dtype == DI_F32 && grid.cols >= 2 * groups, "no room for the scales and sums of %d groups", groups);
     c.require(head == 0 ? x.cols >= k : head > 0 && padded >= head && k % head == 0 && x.cols >= k / head * padded,
               "%d columns hold no %d, in heads of %d padded to %d", x.cols, k, head, padded);
+    c.require(in.weight[0] < 0 || head == 0, "an order of columns that lie in heads names them with their padding");
     c.vector(0, k, true);
 }
 

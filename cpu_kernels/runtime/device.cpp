@@ -83,8 +83,10 @@ int weight_write(void* program, int32_t id, int32_t row0, int32_t rows, const vo
     if (source > DI_BF16) return std::snprintf(why, why_bytes, "weight %d: source type %d", id, source), DI_EINVAL;
     const Weight* weight = find_weight(program, id, why, why_bytes);
     if (!weight) return DI_EINVAL;
-    const KernelTable& kernels = static_cast<Program*>(program)->kernels();
-    return weight->write(kernels, row0, rows, row_data, static_cast<DType>(source), id, why, why_bytes);
+    const Program& owner = *static_cast<Program*>(program);
+    const bool is_vector = weight->desc.kind == DI_WEIGHT_VECTOR && row0 == 0 && rows == 1 && source == DI_F32;
+    if (is_vector && !owner.accepts(id, row_data[0], why, why_bytes)) return DI_EINVAL;
+    return weight->write(owner.kernels(), row0, rows, row_data, static_cast<DType>(source), id, why, why_bytes);
 }
 
 int weight_write_codes(void* program, int32_t id, int32_t row0, int32_t rows, const uint8_t* const* codes,

@@ -172,7 +172,7 @@ void quantize(const Run& run, const di_instr& in, int) {
     args.x = run.view(in.in[0]);
     args.y = planes(run, in.out[0], in.i[2]);
     args.grid = run.view(in.out[1]);
-    args.permutation = reinterpret_cast<const int32_t*>(run.vector(in.weight[0]));
+    args.order = reinterpret_cast<const int32_t*>(run.vector(in.weight[0]));
     args.k = in.i[0];
     args.group = in.i[1];
     args.head = in.i[3];
@@ -217,8 +217,8 @@ Rope rope_args(const Run& run, const di_instr& in, int q, int k, int v, int tabl
     return args;
 }
 
-void write_kv(const Run& run, int layer, int head_size, const View& k, const View& v, Range rows) {
-    const KvWrite args{run.kv(), layer, run.block_of(), run.offset_of(), head_size};
+void write_kv(const Run& run, int layer, const View& k, const View& v, Range rows) {
+    const KvWrite args{run.kv(), layer, run.block_of(), run.offset_of()};
     run.kernels.kv_write(args, k, v, rows.begin, rows.end);
 }
 
@@ -247,7 +247,7 @@ void rope(const Run& run, const di_instr& in, int) {
 
 void kv_write(const Run& run, const di_instr& in, int) {
     const View k = run.view(in.in[0]);
-    write_kv(run, in.i[0], in.i[2], k, run.view(in.in[1]), my_share(run, k.rows));
+    write_kv(run, in.i[0], k, run.view(in.in[1]), my_share(run, k.rows));
 }
 
 void rope_kv(const Run& run, const di_instr& in, int) {
@@ -263,7 +263,7 @@ void rope_kv(const Run& run, const di_instr& in, int) {
     const Range rows = my_share(run, args.q.rows);
     if (in.in[0] != in.out[0]) run.kernels.cast(args.q, run.view(in.in[0]), rows.begin, rows.end);
     run.kernels.rope(args, rows.begin, rows.end);
-    write_kv(run, in.i[0], args.head_size, args.k, args.v, rows);
+    write_kv(run, in.i[0], args.k, args.v, rows);
 }
 
 void attention(const Run& run, const di_instr& in, int index) {

@@ -168,6 +168,25 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
     return true;
 }
 
+bool Program::accepts(int id, const void* values, char* why, size_t why_bytes) const {
+    for (const auto* list : {&body_, &tail_}) {
+        for (const di_instr& in : *list) {
+            if (in.op != DI_OP_QUANTIZE || in.weight[0] != id) continue;
+            const auto* order = static_cast<const int32_t*>(values);
+            const int columns = slots_[static_cast<size_t>(in.in[0])].cols;
+            std::vector<bool> seen(static_cast<size_t>(columns));
+            for (int k = 0; k < in.i[0]; ++k) {
+                if (order[k] < 0 || order[k] >= columns || seen[static_cast<size_t>(order[k])])
+                    return fail(why, why_bytes,
+                                "weight %d: column %d at place %d of the order; expected %d different of %d", id,
+                                order[k], k, in.i[0], columns);
+                seen[static_cast<size_t>(order[k])] = true;
+            }
+        }
+    }
+    return true;
+}
+
 Program::~Program() {
     os_unmap(&weight_memory_);
     os_unmap(&kv_memory_);

@@ -33,6 +33,8 @@ class Program {
         return id < 0 || static_cast<size_t>(id) >= weights_.size() ? nullptr : &weights_[static_cast<size_t>(id)];
     }
     const KernelTable& kernels() const { return *device_->kernels; }
+    // Whether vector `id` may be written: an order of columns has to name each of them once.
+    bool accepts(int id, const void* values, char* why, size_t why_bytes) const;
     int run(const di_step& step, char* why, size_t why_bytes);
 
     int64_t block_bytes() const { return static_cast<int64_t>(kv_.block_bytes()); }

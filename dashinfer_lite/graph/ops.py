@@ -180,7 +180,8 @@ _CATALOGUE: Final = (
         ("x",),
         "For each row and group of K columns: scale = max |x| / 32512 (one plane: / 127), a = rint(x / scale). out is "
         "a as int8 planes, (a + 128) >> 8 and what that leaves; a second output holds the scales and the sums of a. "
-        "Columns are taken in `order`, without the padding of each head, and every group is padded to 64.",
+        "Columns are taken in `order`, which names K different ones, or without the padding of each head. Every group "
+        "is padded to 64.",
         weights=("order?",),
         ints=("K", "group", "planes", "head", "padded_head"),
     ),

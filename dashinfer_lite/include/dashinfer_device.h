@@ -56,9 +56,9 @@ typedef enum {
     DI_OP_GATHER_ROWS = 17,/* out0[R,.] = in0[logit_row[R],.] */
     DI_OP_SAMPLE = 18,     /* in0 logits[R,V]: fills the step's results.  i0 V */
     DI_OP_QUANTIZE = 19    /* in0[.,K] fp32 or bf16 → out0 int8 planes, out1 fp32 [., 2G]: scale of each group, then the sum of its
-                              integers (int32 bits).  w0 permutation of K (int32 bits) or -1; i0 K, i1 group (K elements a scale
-                              covers), i2 planes (2: 16-bit activations, 1: 8-bit), i3 head size in the input (0: no heads), i4 padded
-                              head size of the input */
+                              integers (int32 bits).  w0 order: the column of in0 of each element of K (int32 bits, none twice), or -1;
+                              i0 K, i1 group (K elements a scale covers), i2 planes (2: 16-bit activations, 1: 8-bit), i3 head size in the
+                              input (0: no heads, or an order, which knows of the padding), i4 padded head size of the input */
 } di_op;
 
 typedef enum { DI_ACT_NONE = 0, DI_ACT_SILU = 1, DI_ACT_GELU_TANH = 2, DI_ACT_GELU_ERF = 3, DI_ACT_SILU_MUL = 17,

@@ -157,6 +157,15 @@ def test_quantized_weights_and_cache_are_options_of_every_command(capsys: pytest
     assert len(seen) == 4
 
 
+def test_bench_within_little_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """Sequences take turns; memory that does not hold one is an error."""
+    command = ["bench", "--shape", "tiny", "--quick", "--only", "batch 4"]
+    assert main([*command, "--kv-memory", "32KiB"]) == 0
+    assert "batch 4" in capsys.readouterr().out
+    assert main([*command, "--kv-memory", "2KiB"]) != 0
+    assert "raise kv_memory" in capsys.readouterr().err
+
+
 def test_bench_refuses_a_short_context(capsys: pytest.CaptureFixture[str], golden: Path) -> None:
     """The golden models' contexts do not hold the full workloads."""
     assert main(["bench", "--model", str(golden / "qwen2_5"), "--only", "prefill 2048"]) == 2

@@ -9,7 +9,7 @@ from one_op import Maker
 from dashinfer_lite.graph.program import KvSpec
 
 X, H, Q, K, V, TABLE, A, G, ROWS, LOGITS, VIEW, PLANES, GRID = range(13)
-WORDS, FREQUENCIES, NORM, BIAS, WIDE, HEAD, OUT, GATE_UP, LM_HEAD, SLOPES, CODES = range(11)
+WORDS, FREQUENCIES, NORM, BIAS, WIDE, HEAD, OUT, GATE_UP, LM_HEAD, SLOPES, CODES, ORDER = range(12)
 
 
 def everything(info: Any) -> Maker:
@@ -21,7 +21,7 @@ def everything(info: Any) -> Maker:
     words, frequencies, norm, bias = m.matrix(64, 64, "bf16", kind="table"), m.vector(16), m.vector(64), m.vector(64)
     wide, head, out = m.matrix(128, 64, "bf16"), m.vector(32), m.matrix(64, 128, "bf16", group=32)
     gate_up, lm_head, slopes = m.matrix(128, 64, "bf16"), m.matrix(64, 64, "bf16"), m.vector(4)
-    codes = m.quantized(64, 128, bits=4, group=48, scales="f16")
+    codes, _ = m.quantized(64, 128, bits=4, group=48, scales="f16"), m.vector(128)
     m.op("embed", (), (x,), (words,), scale=1)
     m.op("rope_table", (), (table,), (frequencies, -1), h=16, attention=1)
     m.op("rms_norm", (x,), (h,), (norm,), cols=64, eps=1e-5)
