@@ -86,6 +86,11 @@ def test_a_prefix_model_in_an_engine(golden: Path, name: str) -> None:
     assert engine.metrics()["preemptions"] > 0
     again = engine.submit(prompts[3], GREEDY).result()
     assert (again.usage.cached_tokens, again.outputs[0].token_ids) == (32, answers[3][:24])
+    # Nothing is shared where the gap lies elsewhere behind the span: there the positions are others.
+    engine.submit([7] * 40 + [BEGIN] + [8] * 23 + [GMASK], GREEDY).result()
+    for tail in ([GMASK], [9, GMASK]):
+        out = engine.submit([7] * 40 + [BEGIN] + [8] * 23 + tail, GREEDY).result()
+        assert out.usage.cached_tokens == (64 if len(tail) == 1 else 0)
     with pytest.raises(RequestError, match=r"span has 71 tokens; it must fit into a step of 68"):
         engine.submit([5] * 70 + [GMASK, BEGIN], GREEDY)
     engine.stop()

@@ -1,4 +1,4 @@
-"""Random small models of every family: the CPU against an independent forward pass, the reference, and itself.
+"""Random small models of every family, and one with each option that matters: devices against the family's formulas.
 
 Widths are no multiples of anything, head sizes go from 8 to 256; every option and rope scaling of a family turns up.
 """
@@ -9,102 +9,118 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dashinfer_lite.model_defs import find_model
-from dense_families import family_logits
-from graphs import Weights
+from family_runs import NEW_TOKENS, CalmWeights, check_formulas, prompt_of, run
 from hypothesis import given
 from hypothesis import strategies as st
 from one_op import examples
 from random_configs import FAMILIES, configs
-from stepping import Loop
 
 from dashinfer_lite.devices import open_device
 from dashinfer_lite.devices.reference import ReferenceDevice
-from dashinfer_lite.graph.build import build
-from dashinfer_lite.graph.program import Limits
 from dashinfer_lite.graph.quant import QuantPolicy
-from dashinfer_lite.weights.loader import load_weights
 
-LIMITS = Limits(max_tokens=64, tail_rows=16, max_seqs=2)
-NEW_TOKENS = 4
 QUANTS = ("a16w8", "a16w4", "a16w4-g32", "a8w8-g64")
 
+BAICHUAN: dict[str, Any] = {
+    "architectures": ["BaichuanForCausalLM"],
+    "model_type": "baichuan",
+    "vocab_size": 71,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "rms_norm_eps": 1e-6,
+}
+QWEN: dict[str, Any] = {
+    "architectures": ["QWenLMHeadModel"],
+    "model_type": "qwen",
+    "vocab_size": 71,
+    "n_embd": 40,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 64,
+    "ffn_hidden_size": 74,
+    "kv_channels": 20,
+    "layer_norm_epsilon": 1e-6,
+    "rotary_emb_base": 10000,
+    "rotary_pct": 1.0,
+    "no_bias": True,
+}
+GEMMA: dict[str, Any] = {
+    "vocab_size": 71,
+    "hidden_size": 30,
+    "intermediate_size": 37,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 9,
+    "sliding_window": 5,
+    "tie_word_embeddings": True,
+}
+GEMMA2 = GEMMA | {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "max_position_embeddings": 64}
+GEMMA3 = GEMMA | {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "max_position_embeddings": 64}
+PHI = {key: value for key, value in GEMMA.items() if key != "query_pre_attn_scalar"} | {
+    "architectures": ["Phi3ForCausalLM"],
+    "model_type": "phi3",
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 64,
+    "sliding_window": None,
+}
+LONG = {"short_factor": [1.0, 1.5, 2.0], "long_factor": [3.0, 5.0, 9.0], "type": "longrope"}
 
-class CalmWeights(Weights):
-    """Small biases, and norms near 1: with large ones a softmax makes single bits of fp32 count."""
+CASES: dict[str, dict[str, Any]] = {
+    **{
+        f"baichuan-alibi-{heads}": BAICHUAN
+        | {"hidden_size": 10 * heads, "num_attention_heads": heads, "model_max_length": 64}
+        for heads in (1, 3, 4, 6, 40)
+    },
+    "baichuan-norm-head": BAICHUAN
+    | {"hidden_size": 30, "num_attention_heads": 3, "max_position_embeddings": 64, "normalize_lm_head": True},
+    "qwen-ntk": QWEN | {"seq_length": 9, "use_dynamic_ntk": True},
+    "qwen-logn": QWEN | {"seq_length": 9, "use_logn_attn": True},
+    "qwen-both": QWEN | {"seq_length": 16, "use_dynamic_ntk": True, "use_logn_attn": True},
+    "qwen-partial": QWEN | {"seq_length": 16, "rotary_pct": 0.5, "use_dynamic_ntk": True},
+    "gemma2-caps": GEMMA2 | {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 0.5},
+    "gemma3-published": GEMMA3
+    | {"rope_local_base_freq": 20.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_theta": 1e5},
+    "phi3-partial": PHI | {"partial_rotary_factor": 0.5},
+    "phi3-window": PHI | {"sliding_window": 5},
+    "phi3-long-prompt": PHI
+    | {"partial_rotary_factor": 0.5, "rope_scaling": LONG, "original_max_position_embeddings": 20},
+    "phi3-long-answer": PHI
+    | {"partial_rotary_factor": 0.5, "rope_scaling": LONG, "original_max_position_embeddings": 38},
+}
 
-    def __init__(self, family: str) -> None:
-        super().__init__()
-        self.norm = 0.0 if family.startswith("gemma") else 1.0  # Gemma adds 1 itself
 
-    def _make(self, name: str, rows: int, columns: int) -> np.ndarray:  # type: ignore[override]
-        values = super()._make(name, rows, columns)
-        if columns:
-            return values
-        return 1.5 * (values - 1) if name.endswith(".bias") else values - 1 + np.float32(self.norm)
-
-
-def prompt_of(config: dict[str, Any], length: int) -> list[int]:
-    """Random tokens; a prefix model's hold its gap and where its answer begins."""
-    rng = np.random.default_rng(length)
-    prompt: list[int] = rng.integers(21, config.get("vocab_size", config.get("padded_vocab_size")), length).tolist()
-    if "inner_hidden_size" in config:
-        prompt[rng.integers(length)] = config["gmask_token_id"]
-        prompt.insert(int(rng.integers(length + 1)), config["bos_token_id"])
-    return prompt
-
-
-def run(
-    device: Any, config: dict[str, Any], weights: Weights, prompt: list[int], dtype: Any, chunk: int | None, quant: Any
-) -> tuple[np.ndarray, list[int]]:
-    """Logits of all rows, and the tokens drawn."""
-    model = find_model(config["architectures"][0], config)
-    program = build(
-        model.forward, model.config.from_dict(config), device.info, dtype=dtype,
-        kv_dtype="bf16" if dtype == "bf16" else "f32", limits=LIMITS, blocks=2, quant=quant,
-    )  # fmt: skip
-    executable = device.create(program)
-    try:
-        load_weights(program, weights.provide(program), executable)
-        (sequence,) = Loop(executable, program).generate([prompt], NEW_TOKENS, chunk=chunk)
-    finally:
-        executable.close()
-    return np.stack(sequence.logits), sequence.drawn
+@pytest.mark.parametrize("name", CASES)
+def test_option(name: str) -> None:
+    """Each in effect within the prompt or the answer, the prompt in chunks."""
+    config = {"rotary_pct": 1.0, "use_dynamic_ntk": False, "use_logn_attn": False, **CASES[name]}
+    check_formulas(config, prompt_of(config, 37), chunk=11)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(6)
 @given(data=st.data())
 def test_fp32(family: str, data: st.DataObject) -> None:
-    """Both devices compute what the family's formulas say, however the prompt is cut."""
     config = data.draw(configs(family))
     prompt = prompt_of(config, data.draw(st.integers(1, 50)))
-    weights = CalmWeights(family)
-    device = open_device("cpu", threads=2)
-    got, drawn = run(device, config, weights, prompt, "f32", data.draw(st.sampled_from([None, 1, 7])), None)
-    device.close()
-    wanted = family_logits(config, weights.tensors, prompt + drawn[:-1], len(prompt))
-    tolerance = 3e-4 * max(1.0, float(np.abs(wanted).max()))
-    np.testing.assert_allclose(got, wanted, atol=tolerance, rtol=0)
-    reference, again = run(ReferenceDevice(), config, weights, prompt, "f32", None, None)
-    rows = len(got) if again == drawn else len(prompt)  # two tokens may be equally good
-    np.testing.assert_allclose(reference[:rows], got[:rows], atol=tolerance, rtol=0)
+    check_formulas(config, prompt, data.draw(st.sampled_from([None, 1, 7])))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(3)
 @given(data=st.data())
 def test_integers_and_bf16(family: str, data: st.DataObject) -> None:
-    """Every mode runs on every family, and the CPU's bits are near the reference's."""
+    """Every mode runs on every family, and the CPU's logits are near the reference's."""
     config = data.draw(configs(family))
     prompt = prompt_of(config, data.draw(st.integers(1, 50)))
-    weights = CalmWeights(family)
-    mode, dtype = data.draw(st.sampled_from(QUANTS)), data.draw(st.sampled_from(["f32", "bf16"]))
+    weights, policy = CalmWeights(config), QuantPolicy.parse(data.draw(st.sampled_from(QUANTS)))
+    dtype = data.draw(st.sampled_from(["f32", "bf16"]))
     device = open_device("cpu", threads=2)
-    got, drawn = run(device, config, weights, prompt, dtype, None, QuantPolicy.parse(mode))
+    got, drawn = run(device, config, weights, prompt, dtype=dtype, quant=policy)
     device.close()
-    wanted, _ = run(ReferenceDevice(), config, weights, prompt, dtype, None, QuantPolicy.parse(mode))
-    prefill = len(prompt)
-    error = np.abs(got[:prefill] - wanted[:prefill]).max() / np.abs(wanted[:prefill]).max()
-    assert error <= (2e-2 if dtype == "f32" else 5e-2), (mode, dtype)
+    wanted, _ = run(ReferenceDevice(), config, weights, prompt, dtype=dtype, quant=policy)
+    got, wanted = got[: len(prompt)], wanted[: len(prompt)]
+    assert np.abs(got - wanted).max() <= (2e-2 if dtype == "f32" else 5e-2) * np.abs(wanted).max()
     assert len(drawn) == NEW_TOKENS

@@ -286,9 +286,8 @@ def _rotate_usual(
     ropes = [usual_rope(c, size, max(prompt_len, p + 1), 0) for p in range(len(q))]
     frequencies, rotary = np.stack([each[0] for each in ropes]), ropes[0][2]
     factor = np.concatenate([np.full(rotary, ropes[0][1]), np.ones(size - rotary)])
-    return _turn(q, frequencies, interleaved=interleaved) * factor, _turn(
-        k, frequencies, interleaved=interleaved
-    ) * factor
+    q, k = (_turn(part, frequencies, interleaved=interleaved) * factor for part in (q, k))
+    return q, k
 
 
 def _fused_mlp(w: Tensors, gate_up: str, down: str, x: Array) -> Array:
