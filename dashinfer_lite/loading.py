@@ -47,7 +47,7 @@ _UNITS: Final = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
-_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
+_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "ice_text.model", "*.tiktoken")
 
 _log = logging.getLogger("dashinfer_lite")
 

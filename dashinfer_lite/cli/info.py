@@ -137,10 +137,16 @@ def _model_rows(model: dict[str, Any]) -> list[tuple[str, str]]:
         ("dtype", f"stored as {model['stored_dtype']}, runs as {model['dtype']}: {model['dtype_note']}"),
         ("quant", model["quant"] if model["quant"] != "none" else "none; --quant a16w8 halves the weights"),
         ("tokenizer", _tokenizer_text(model["tokenizer"])),
-        ("chat", "has a chat template" if model["chat_template"] else "no chat template: plain prompts only"),
+        ("chat", _chat_text(model["chat_format"])),
         ("memory", needs),
         ("", "packed weights by mode: " + ", ".join(f"{mode} {size(n)}" for mode, n in memory["modes"].items())),
     ]
+
+
+def _chat_text(name: str | None) -> str:
+    if name is None:
+        return "no chat template: plain prompts only"
+    return "has a chat template" if name == "template" else f"no chat template: the chat format of {name}"
 
 
 def _tokenizer_text(tokenizer: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from dashinfer_lite.loading import (
     step_limits,
 )
 from dashinfer_lite.model_defs import find_model
-from dashinfer_lite.text import ChatTemplate, load_tokenizer
+from dashinfer_lite.text import Conversations, load_tokenizer
 from dashinfer_lite.weights import ModelFolder
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ def describe_model(path: str | None, device: Device, options: Options) -> tuple[
         "dtype_note": _note(weight_dtype, device.info.tier),
         "quant": str(quant),
         "kv_dtype": NAMES[kv_dtype],
-        "tokenizer": _describe_tokenizer(folder.path),
-        "chat_template": ChatTemplate.load(folder.path).available,
+        **_describe_text(folder.path),
         "memory": {
             "weights_bytes": cost.packed_bytes,
             "kv_token_bytes": cost.kv_token_bytes,
@@ -98,13 +97,17 @@ def describe_model(path: str | None, device: Device, options: Options) -> tuple[
     return facts, program
 
 
-def _describe_tokenizer(path: Path) -> dict[str, Any]:
-    """The tokenizer's kind and size; `error` in place of them where it cannot be used."""
+def _describe_text(path: Path) -> dict[str, Any]:
+    """The tokenizer's kind and size, `error` in place of them where it cannot be used, and how conversations go."""
+    facts: dict[str, Any]
     try:
         tokenizer = load_tokenizer(path)
     except ModelError as error:
-        return {"error": str(error)}
-    return {"kind": tokenizer.kind, "size": tokenizer.vocab_size, "eos_token_ids": list(tokenizer.eos_token_ids)}
+        conversations, facts = Conversations.load(path, None), {"error": str(error)}
+    else:
+        conversations = Conversations.load(path, tokenizer)
+        facts = {"kind": tokenizer.kind, "size": tokenizer.vocab_size, "eos_token_ids": list(tokenizer.eos_token_ids)}
+    return {"tokenizer": facts, "chat_template": conversations.available, "chat_format": conversations.name}
 
 
 def _note(dtype: str, tier: str) -> str:

@@ -100,7 +100,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def figures(code: str, *paths: Path) -> dict[str, Any]:
     """What a process prints in its last line."""
     done = subprocess.run(
-        [sys.executable, "-c", SAMPLER + code, *map(str, paths)], capture_output=True, text=True, timeout=600
+        [sys.executable, "-P", "-c", SAMPLER + code, *map(str, paths)], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
