@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dashinfer_lite.model_defs import find_model
 
 from dashinfer_lite.errors import ModelError
 from dashinfer_lite.graph.builder import Graph
+from dashinfer_lite.model_defs import find_model
 
 FOLDERS = ("qwen_v1", "chatglm1", "chatglm2", "glm", "baichuan_7b", "baichuan_13b", "gemma2", "phi3")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from dashinfer_lite.model_defs import find_model
 from dense_families import family_logits
 from graphs import Weights
 from stepping import Loop
@@ -14,6 +13,7 @@ from dashinfer_lite.devices import open_device
 from dashinfer_lite.devices.reference import ReferenceDevice
 from dashinfer_lite.graph.build import build
 from dashinfer_lite.graph.program import Limits
+from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.weights.loader import load_weights
 
 LIMITS = Limits(max_tokens=64, tail_rows=16, max_seqs=2)
