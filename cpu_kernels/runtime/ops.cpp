@@ -48,6 +48,7 @@ void rope_angles(const Run& run, const di_instr& in, int) {
     args.original = in.i[2];
     for (int s = 0; s < 3; ++s) args.sections[s] = in.i[3 + s];
     args.interleaved_sections = in.i[6] != 0;
+    args.logn = in.i[7];
     args.attention_factor = in.f[0];
     args.factor = in.f[1];
     args.theta = in.f[2];
@@ -56,7 +57,7 @@ void rope_angles(const Run& run, const di_instr& in, int) {
     args.positions = run.step.positions;
     args.position_rows = run.step.position_rows;
     args.position_stride = run.step.position_stride;
-    args.history = run.history_of();
+    args.prompt_len = run.prompt_len_of();
     const Range rows = my_share(run, args.y.rows);
     rope_table(args, rows.begin, rows.end);
 }
