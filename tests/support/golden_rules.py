@@ -14,8 +14,8 @@ from dashinfer_lite.graph.program import Limits
 
 MODELS = (
     "llama2", "llama3_2", "mistral", "qwen1_5", "qwen2_5", "qwen3", "qwen_v1", "chatglm1", "chatglm2", "chatglm3",
-    "glm4_chatglm", "glm", "glm4", "baichuan_7b", "baichuan_13b", "baichuan2_7b", "baichuan2_13b", "gemma2", "phi3", "qwen2_moe",
-    "qwen3_moe",
+    "glm4_chatglm", "glm", "glm4", "baichuan_7b", "baichuan_13b", "baichuan2_7b", "baichuan2_13b", "gemma2", "phi3",
+    "qwen2_moe", "qwen3_moe",
 )  # fmt: skip
 PROMPTS = ("p0", "p1", "p2")
 NEW_TOKENS = 48
