@@ -10,7 +10,8 @@ import numpy as np
 
 from dashinfer_lite.graph import config as read
 from dashinfer_lite.graph.builder import Graph, Value
-from dashinfer_lite.model_defs._blocks import DecoderConfig, gated_mlp, qkv, rope_table
+from dashinfer_lite.model_defs._blocks import gated_mlp, qkv, rope_table
+from dashinfer_lite.model_defs._config import DecoderConfig
 
 BAICHUAN2_VOCABULARY = 125696
 

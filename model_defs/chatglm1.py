@@ -11,7 +11,7 @@ import numpy as np
 from dashinfer_lite.errors import ModelError
 from dashinfer_lite.graph import config as read
 from dashinfer_lite.graph.builder import Graph, Value
-from dashinfer_lite.model_defs._blocks import DecoderConfig
+from dashinfer_lite.model_defs._config import DecoderConfig
 
 # The residual's factor is that of 28 layers, whatever num_layers says.
 ALPHA = math.sqrt(2 * 28)

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from dashinfer_lite.errors import ModelError
 from dashinfer_lite.graph import config as read
 from dashinfer_lite.graph.builder import Graph, Value
-from dashinfer_lite.model_defs._blocks import ACTIVATIONS, DecoderConfig, gated_mlp, qkv, rope_table
+from dashinfer_lite.model_defs._blocks import gated_mlp, qkv, rope_table
+from dashinfer_lite.model_defs._config import ACTIVATIONS, DecoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
