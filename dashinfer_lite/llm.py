@@ -20,7 +20,7 @@ from dashinfer_lite.prompts import (
     listed_prompts,
     params_for_each,
 )
-from dashinfer_lite.text import ChatTemplate, Tokenizer
+from dashinfer_lite.text import Conversations, Tokenizer
 from dashinfer_lite.text_codec import TextCodec
 from dashinfer_lite.tool_use import plan_tools
 
@@ -105,7 +105,7 @@ class LLM:
             model.close()
             raise
         self._model = model
-        self._chat: ChatTemplate | None = None
+        self._chat: Conversations | None = None
         # An object that nobody holds any more ends its engine; the interpreter's exit waits for nothing.
         weakref.finalize(self, Engine.stop, self._engine, wait=False).atexit = False
 
@@ -163,8 +163,8 @@ class LLM:
             self._grammars.compile(params.guided)
 
     def render_chat(self, messages: Messages, **template: Any) -> str:
-        """The text that the model's chat template makes of a conversation."""
-        return self._chat_template().render(messages, **template)
+        """The text that the model's chat template, or its family's chat format, makes of a conversation."""
+        return self._conversations().render(messages, **template)
 
     def plan_tools(
         self,
@@ -178,7 +178,7 @@ class LLM:
         A plan without tools still takes thoughts and answer apart. Further arguments are those for the chat template.
         RequestError says what is wrong, also where the model has no format of calls that is supported.
         """
-        return plan_tools(self._chat_template(), self.tokenizer, tools, tool_choice, parallel_tool_calls, template)
+        return plan_tools(self._conversations(), self.tokenizer, tools, tool_choice, parallel_tool_calls, template)
 
     def close(self) -> None:
         """Cancel what is still going on and give all memory back. Closing twice is fine."""
@@ -250,12 +250,12 @@ class LLM:
         return None, prompt
 
     def _conversation(self, messages: Any, template: dict[str, Any]) -> tuple[str, list[int]]:
-        text = self.render_chat(messages, **template)
-        return text, self.tokenizer.encode(text, add_special_tokens=False)
+        """A conversation's text and its token ids."""
+        return self._conversations().prompt(messages, **template)
 
-    def _chat_template(self) -> ChatTemplate:
+    def _conversations(self) -> Conversations:
         if self._chat is None:
-            self._chat = ChatTemplate.load(self._model.folder.path)
+            self._chat = Conversations.load(self._model.folder.path, self._model.tokenizer)
         return self._chat
 
     def _run(

@@ -11,13 +11,13 @@ from dashinfer_lite.tools.detect import find_dialect, thinks
 from dashinfer_lite.tools.reasoning import OPEN
 
 if TYPE_CHECKING:
-    from dashinfer_lite.text import ChatTemplate, Tokenizer
+    from dashinfer_lite.text import Conversations, Tokenizer
 
 _PROBE = [{"role": "user", "content": "?"}]
 
 
 def plan_tools(
-    chat: ChatTemplate,
+    chat: Conversations,
     tokenizer: Tokenizer,
     tools: Sequence[Mapping[str, Any]] | None,
     tool_choice: str | Mapping[str, Any] | None,
@@ -25,7 +25,7 @@ def plan_tools(
     template: Mapping[str, Any],
 ) -> ToolPlan:
     """How a conversation uses tools with this model; RequestError says what is wrong."""
-    source = chat.sources
+    source = chat.template_source
     return ToolPlan(
         find_dialect(source, tokenizer.kind),
         tools,
@@ -42,7 +42,7 @@ def _special_id(tokenizer: Tokenizer, name: str) -> int | None:
     return token if token in tokenizer.special_ids else None
 
 
-def _opens_thoughts(chat: ChatTemplate, template: Mapping[str, Any]) -> bool:
+def _opens_thoughts(chat: Conversations, template: Mapping[str, Any]) -> bool:
     """Whether prompts end inside of thoughts: a short conversation shows it."""
     try:
         return chat.render(_PROBE, **template).rstrip().endswith(OPEN)

@@ -57,6 +57,7 @@ struct Leaving {
 };
 
 // What a thread's product keeps from block to block.
+template <Finish kHow>
 class Pipeline {
   public:
     explicit Pipeline(const Gemm& g) : g_(g) {}
@@ -146,15 +147,16 @@ class Pipeline {
 
     const Gemm& g_;
     Leaving leaving_;
-    PendingRows pending_;
+    PendingRows<kHow> pending_;
     alignas(64) float sums_[kCellSize];
 };
 
 // One group of panels [q0, q1) against one chunk of rows [m0, m1).
+template <Finish kHow>
 struct Group {
     const Gemm& g;
     int m0, m1, q0, q1;
-    Pipeline& line;
+    Pipeline<kHow>& line;
 
     int bands() const { return (m1 - m0 + kCell - 1) / kCell; }
     float* acc(int p, int band) const { return g.scratch + (static_cast<size_t>(p - q0) * bands() + band) * kCellSize; }
@@ -210,9 +212,9 @@ struct Group {
             const Block block{x(i, step.k0), w, cells, step.first ? nullptr : acc(p, i)};
             const Lines next_x{x(i, x0), x(i, x1)}, out = output_lines(step, m, p, i);
             if (rows > 16) {
-                line.run<true>(block, next_w, w_lines, next_x, out);
+                line.template run<true>(block, next_w, w_lines, next_x, out);
             } else {
-                line.run<false>(block, next_w, w_lines, next_x, out);
+                line.template run<false>(block, next_w, w_lines, next_x, out);
             }
             line.leave(leaving(step, m, rows, p, i));
         }
@@ -242,9 +244,10 @@ struct Group {
     }
 };
 
-DI_INLINE void gemm_blocked(const Gemm& g, int m0, int m1, int p0, int p1) {
+template <Finish kHow>
+DI_NOINLINE void gemm_blocked(const Gemm& g, int m0, int m1, int p0, int p1) {
     configure_tiles(16, 16);
-    Pipeline line(g);
+    Pipeline<kHow> line(g);
     const int bands = (m1 - m0 + kCell - 1) / kCell;
     const int chunks = parts_of(bands, kChunkBands), groups = parts_of(p1 - p0, kGroupPanels);
     for (int c = 0; c < chunks; ++c) {
@@ -252,7 +255,7 @@ DI_INLINE void gemm_blocked(const Gemm& g, int m0, int m1, int p0, int p1) {
         const int end = m0 + part_begin(bands, chunks, c + 1) * kCell;
         for (int q = 0; q < groups; ++q) {
             const int q0 = p0 + part_begin(p1 - p0, groups, q), q1 = p0 + part_begin(p1 - p0, groups, q + 1);
-            Group{g, begin, end < m1 ? end : m1, q0, q1, line}.run();
+            Group<kHow>{g, begin, end < m1 ? end : m1, q0, q1, line}.run();
         }
     }
     line.drain();

@@ -22,8 +22,8 @@ def find_dialect(template: str, tokenizer_kind: str = "") -> Dialect | None:
         return None if is_xml else Hermes()
     if "<|python_tag|>" in template or "ipython" in template:
         return Llama3()
-    if "tools" in template and "<|observation|>" in template:
-        return ChatGlm3() if "tool_call(" in template else Glm4()
+    if "tools" in template and ("<|observation|>" in template or "[gMASK]" in template):
+        return Glm4()
     if not template and "ChatGLM3" in tokenizer_kind:
         return ChatGlm3()
     return Glm4() if not template and "GLM-4" in tokenizer_kind else None

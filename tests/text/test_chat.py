@@ -347,3 +347,22 @@ def test_arguments_of_past_calls_are_objects() -> None:
     assert calls[0]["function"]["arguments"] == '{"a": 1}'
     assert render("{{ messages[0].tool_calls }}", [{**USER[0], "tool_calls": "no list"}]) == "no list"
     assert render("{{ messages[0].tool_calls }}", [{**USER[0], "tool_calls": [5]}]) == "[5]"
+
+
+GLM4 = (
+    "{% for item in messages %}{% if item['tools'] is defined %}<|system|>\nTOOLS{% for tool in item['tools'] %} "
+    "{{ tool.function.name }}{% endfor %}{% endif %}{% if item['content'] %}<|{{ item['role'] }}|>{{ item['metadata'] }}"
+    "\n{{ item['content'] }}{% endif %}{% endfor %}"
+)
+LOOKED_UP: list[dict[str, Any]] = [
+    *USER,
+    {"role": "assistant", "content": "I look.", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": "é"}'}}]},
+    {"role": "tool", "content": "5"},
+]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+def test_templates_that_find_tools_in_a_message() -> None:
+    past = '<|user|>\nhi<|assistant|>\nI look.<|assistant|>f\n{"a": "é"}<|observation|>\n5'
+    assert render(GLM4, LOOKED_UP) == past
+    assert render(GLM4, LOOKED_UP, tools=[TOOL]) == "<|system|>\nTOOLS f" + past
