@@ -351,8 +351,8 @@ def test_arguments_of_past_calls_are_objects() -> None:
 
 GLM4 = (
     "{% for item in messages %}{% if item['tools'] is defined %}<|system|>\nTOOLS{% for tool in item['tools'] %} "
-    "{{ tool.function.name }}{% endfor %}{% endif %}{% if item['content'] %}<|{{ item['role'] }}|>{{ item['metadata'] }}"
-    "\n{{ item['content'] }}{% endif %}{% endfor %}"
+    "{{ tool.function.name }}{% endfor %}{% endif %}{% if item['content'] %}<|{{ item['role'] }}|>"
+    "{{ item['metadata'] }}\n{{ item['content'] }}{% endif %}{% endfor %}"
 )
 LOOKED_UP: list[dict[str, Any]] = [
     *USER,

@@ -252,7 +252,7 @@ def test_formats_without_tools(kind: str) -> None:
     [("tiktoken_glm4", '{"a": "é"}'), ("spm_chatglm3", " ```python\ntool_call(a='é')\n```")],
 )
 def test_tools_of_glm(kind: str, call: str) -> None:
-    """They stand in a system message; a call is a turn with the tool's name beside the role, its result an observation."""
+    """They stand in a system message; a call is a turn with its name beside the role, its result an observation."""
     conversations, _ = opened(GOLDEN / kind)
     written = conversations.render(CALLED)
     assert written == f"<|user|>\nhi<|assistant|>get_time\n{call}<|observation|>\n12:00<|assistant|>"

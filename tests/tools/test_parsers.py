@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dashinfer_lite.tools import OutputParser, Parsed, TextDelta, ToolCallDelta, parse
 from dashinfer_lite.tools.calls import MAX_CALL, PlainText
+from dashinfer_lite.tools.detect import find_dialect
 from dashinfer_lite.tools.glm import ChatGlm3, Glm4
 from dashinfer_lite.tools.hermes import Hermes
 from dashinfer_lite.tools.llama3 import Llama3
@@ -146,6 +147,27 @@ def test_cuts_change_nothing(name: str, answer: str, data: st.DataObject | None)
         assert call.name in NAMES and isinstance(json.loads(call.arguments), dict)
     if not whole.calls and "thoughts" not in name:
         assert whole.text == answer
+
+
+@pytest.mark.parametrize(
+    ("template", "kind", "name"),
+    [
+        ("{% if tools %}<tool_call>{% endif %}", "", "hermes"),
+        ("<tool_call><function=", "", None),
+        ("<tool_call><arg_key>", "", None),
+        ("{{ 'ipython' }}<|python_tag|>", "", "llama3"),
+        ("[AVAILABLE_TOOLS][TOOL_CALLS]", "", "mistral"),
+        ("[gMASK]<sop>{% for tool in item['tools'] %}", "tiktoken (GLM-4)", "glm4"),
+        ("[gMASK]<sop>", "tokenizer.json", None),
+        ("", "tiktoken (GLM-4)", "glm4"),
+        ("", "sentencepiece (ChatGLM3)", "chatglm3"),
+        ("{{ messages }}", "tokenizer.json", None),
+        ("", "sentencepiece", None),
+    ],
+)
+def test_dialects_are_found(template: str, kind: str, name: str | None) -> None:
+    dialect = find_dialect(template, kind)
+    assert (None if dialect is None else dialect.name) == name
 
 
 def test_thoughts() -> None:
