@@ -19,7 +19,7 @@ from dashinfer_lite.grammar import compiler as compiling
 from dashinfer_lite.grammar.compiler import Grammar, GrammarCompiler
 from dashinfer_lite.grammar.vocabulary import vocabulary
 from dashinfer_lite.guided import Guided
-from dashinfer_lite.text import Tokenizer, load_tokenizer
+from dashinfer_lite.text import IncrementalDetokenizer, Tokenizer, load_tokenizer
 
 from .conftest import GOLDEN
 
@@ -40,20 +40,25 @@ def walk(grammars: GrammarCompiler, tokenizer: Tokenizer, guided: Guided, seed: 
     matcher, vocab_size = grammars.matcher(guided), grammars._vocab_size
     mask = np.zeros(vocab_size // 32 + 1, np.uint32)
     rng = np.random.default_rng(seed)
-    data = b""
+    data, text = b"", IncrementalDetokenizer(tokenizer, tokenizer.encode("a"))
+    shown = ""
     for _ in range(most):
         matcher.fill_mask(mask)
         allowed = np.nonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))[0]
         allowed = allowed[allowed < vocab_size]
         assert not set(allowed.tolist()) & {*tokenizer.special_ids, *tokenizer.eos_token_ids}
         if matcher.is_accepting and (not len(allowed) or rng.random() < 0.2):
-            return data.decode()
+            break
         token = int(rng.choice(allowed))
         data += tokenizer.token_bytes(token) or b""
+        shown += text.push((token,))
         matcher.accept(token)
         if matcher.is_complete:
-            return data.decode()
-    return None
+            break
+    else:
+        return None
+    assert shown + text.flush() == data.decode()  # what readers see
+    return data.decode()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -77,7 +82,11 @@ def test_any_choices(compiler: GrammarCompiler, tokenizer: Tokenizer, choice: li
     assert walk(compiler, tokenizer, Guided(choice=choice), len(choice[0])) in choice
 
 
-@pytest.mark.parametrize("kind", ["bytelevel_qwen", "bytelevel_llama3", "bytelevel_glm4", "spm_llama", "spm_gemma"])
+KINDS = ["bytelevel_qwen", "bytelevel_llama3", "bytelevel_glm4", "spm_llama", "spm_gemma"]
+KINDS += ["tiktoken_qwen", "tiktoken_glm4", "spm_chatglm1", "spm_chatglm3", "spm_baichuan2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_kinds_of_tokenizers(kind: str) -> None:
     """Byte-level, byte fallback in tokenizer.json; a model's vocabulary is larger or smaller than the tokenizer's."""
     own = load_tokenizer(GOLDEN / kind)
