@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dashinfer_lite.model_defs._blocks import DecoderConfig, attention
-from dashinfer_lite.model_defs._experts import MAX_EXPERTS, expert_mlp
-
 from dashinfer_lite.graph import config as read
 from dashinfer_lite.graph.builder import Graph, Value
+from dashinfer_lite.model_defs._blocks import attention
+from dashinfer_lite.model_defs._config import DecoderConfig
+from dashinfer_lite.model_defs._experts import MAX_EXPERTS, expert_mlp
 
 MATRICES = ("w1", "w3", "w2")  # gate, up, down
 

@@ -226,12 +226,15 @@ bool check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& s
             break;
         }
         case DI_OP_ROPE_TABLE:
-            c.require(in.i[0] >= DI_ROPE_STATIC && in.i[0] <= DI_ROPE_LONG, "rope kind %d is unknown", in.i[0]);
+            c.require(in.i[0] >= DI_ROPE_STATIC && in.i[0] <= DI_ROPE_PROMPT_NTK, "rope kind %d is unknown", in.i[0]);
             c.require(in.i[1] <= kMaxHead / 2, "%d frequencies; at most %d", in.i[1], kMaxHead / 2);
             c.require(in.i[0] == DI_ROPE_STATIC || in.i[2] >= 1, "an original context of %d tokens", in.i[2]);
             c.require(in.i[1] >= 1 && c.output().dtype == DI_F32 && c.output().cols >= 2 * in.i[1],
                       "%d columns for a table of 2 x %d", c.output().cols, in.i[1]);
             c.vector(0, in.i[1], false);
+            c.require(in.i[0] == DI_ROPE_STATIC || in.i[0] == DI_ROPE_LONG || in.i[1] > 1,
+                      "NTK scaling of one frequency");
+            c.require(in.i[7] == 0 || in.i[7] > 1, "logn from %d tokens on", in.i[7]);
             c.vector(1, in.i[1], in.i[0] != DI_ROPE_LONG);
             break;
         case DI_OP_RMS_NORM:

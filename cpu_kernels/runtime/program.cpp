@@ -172,7 +172,7 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
         return fail(why, why_bytes, "no memory for scratch");
 
     last_token_.assign(static_cast<size_t>(max_seqs_) * 2, 0);
-    for (auto* list : {&token_, &block_of_, &offset_of_, &history_of_})
+    for (auto* list : {&token_, &block_of_, &offset_of_, &prompt_len_of_})
         list->assign(static_cast<size_t>(max_tokens_), 0);
     plan_of_.assign(body_.size(), -1);
     for (size_t i = 0; i < body_.size(); ++i) {
@@ -274,7 +274,7 @@ void Program::index_tokens(const di_step& step) {
             const size_t i = static_cast<size_t>(t);
             const int32_t token = step.tokens[t], at = base + t - begin;
             token_[i] = token < 0 ? last_token_[static_cast<size_t>(-1 - token)] : token;
-            history_of_[i] = std::max(step.prompt_len[b], step.positions[t] + 1);
+            prompt_len_of_[i] = step.prompt_len[b];
             if (kv_.layers == 0) continue;
             block_of_[i] = table[at / kv_.block_tokens];
             offset_of_[i] = at % kv_.block_tokens;

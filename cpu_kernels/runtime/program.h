@@ -67,8 +67,8 @@ class Program {
     size_t scratch_stride_ = 0, expert_memory_ = 0;  // of a thread; where its memory for experts begins in it
     ExpertSpace expert_space_;
 
-    std::vector<int32_t> last_token_;                                 // by sequence slot
-    std::vector<int32_t> token_, block_of_, offset_of_, history_of_;  // [T] of the current step
+    std::vector<int32_t> last_token_;                                    // by sequence slot
+    std::vector<int32_t> token_, block_of_, offset_of_, prompt_len_of_;  // [T] of the current step
     std::vector<AttentionPlan> plans_;
     std::vector<int> plan_of_;             // body instruction → plan, or -1
     std::unique_ptr<Counter[]> counters_;  // two a body instruction: tasks and merges; the last one: sampled rows
@@ -103,7 +103,7 @@ struct Run {
     const int32_t* tokens() const { return program.token_.data(); }
     const int32_t* block_of() const { return program.block_of_.data(); }
     const int32_t* offset_of() const { return program.offset_of_.data(); }
-    const int32_t* history_of() const { return program.history_of_.data(); }
+    const int32_t* prompt_len_of() const { return program.prompt_len_of_.data(); }
     AttentionPlan& plan(int index) const {
         return program.plans_[static_cast<size_t>(program.plan_of_[static_cast<size_t>(index)])];
     }

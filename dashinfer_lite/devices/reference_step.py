@@ -118,7 +118,8 @@ def _rope_table(run: StepRun, o: _Operands) -> None:
     sections = tuple(i[f"section{n}"] for n in range(3))
     prompt_len = np.repeat(step.prompt_len[: step.B], np.diff(step.q_offset[: step.B + 1]))
     positions = step.positions[: step.position_rows, : step.T]
-    cos, sin = rope_table(frequencies, positions, prompt_len, sections if any(sections) else (), bool(i["interleaved"]))
+    sections = sections if any(sections) else ()
+    cos, sin = rope_table(frequencies, positions, prompt_len, sections, bool(i["interleaved"]), i["logn"])
     o.out(np.concatenate([cos, sin], axis=1))
 
 

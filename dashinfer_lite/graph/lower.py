@@ -49,8 +49,9 @@ def lower(
         planned.arena_bytes,
         trace.vocab_size,
         trace.hidden_size,
-        history_rope=any(node.attr("kind") for node in tables),
+        history_rope=min((int(node.attr("original")) for node in tables if node.attr("kind")), default=0),
         position_rows=max([sum(node.attr(f"section{i}") > 0 for i in range(3)) for node in tables], default=0) or 1,
+        prefix=trace.prefix,
         notes=dict(trace.notes),
     )
 

@@ -53,9 +53,10 @@ _CATALOGUE: Final = (
         (),
         "out[T,2h] fp32 = cos | sin of position · inv_freq[h], times the attention factor. One position row, or up "
         "to three with `section` frequencies each, in runs or interleaved. Kind dynamic derives the base, kind long "
-        "picks the frequencies, from max(prompt length, position + 1).",
+        "picks the frequencies, from max(prompt length, position + 1); kind prompt derives the base from the prompt "
+        "length. With logn, rows from that position on are multiplied by log(position + 1) / log(logn).",
         weights=("inv_freq", "long_inv_freq?"),
-        ints=("kind", "h", "original", "section0", "section1", "section2", "interleaved"),
+        ints=("kind", "h", "original", "section0", "section1", "section2", "interleaved", "logn"),
         floats=("attention", "scaling", "theta"),
     ),
     Op(

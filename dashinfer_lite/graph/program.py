@@ -139,8 +139,25 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixRule:
+    """A prompt whose context sees itself as a whole, and whose answer fills a gap in it (GLM, arXiv:2103.10360).
+
+    The context ends before the first token `begin`. The gap is the first token of `gaps` that the prompt holds, the
+    earlier of them counting first. Position row 0 counts the context's tokens and stays at the gap from `begin` on;
+    row 1 is 0 in the context and counts 1, 2, 3 … from `begin` on.
+    """
+
+    begin: int
+    gaps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
-    """The body runs once a step over T tokens; the tail runs on tiles of `limits.tail_rows` logit rows."""
+    """The body runs once a step over T tokens; the tail runs on tiles of `limits.tail_rows` logit rows.
+
+    The keys of a prompt of more than `history_rope` tokens depend on its length; 0: they never do. `prefix` says how
+    the tokens of a prompt stand where they are not simply numbered.
+    """
 
     slots: tuple[Slot, ...]
     body: tuple[Instr, ...]
@@ -151,8 +168,9 @@ class Program:
     arena_bytes: int
     vocab_size: int
     hidden_size: int
-    history_rope: bool = False
+    history_rope: int = 0
     position_rows: int = 1
+    prefix: PrefixRule | None = None
     notes: dict[str, str] = field(default_factory=dict)
 
     def dump(self) -> str:

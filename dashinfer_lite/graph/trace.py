@@ -15,7 +15,7 @@ from dashinfer_lite.graph.ops import OPS
 if TYPE_CHECKING:
     import numpy as np
 
-    from dashinfer_lite.graph.program import Rows
+    from dashinfer_lite.graph.program import PrefixRule, Rows
     from dashinfer_lite.graph.quant import QuantSpec
 
 
@@ -147,6 +147,7 @@ class Trace:
     vocab_size: int
     hidden_size: int
     notes: Mapping[str, str] = field(default_factory=dict)
+    prefix: PrefixRule | None = None
 
     def with_nodes(self, nodes: Sequence[Node]) -> Trace:
         return replace(self, nodes=tuple(nodes))

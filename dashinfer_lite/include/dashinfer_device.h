@@ -32,7 +32,8 @@ typedef enum {
     DI_OP_EMBED = 1,       /* out0[T,H]  = table[token] * f0, or the external hidden state of the row.      w0 table or linear */
     DI_OP_ROPE_TABLE = 2,  /* out0[T,2h] = cos | sin of position * inv_freq, times f0.  w0 inv_freq[h], w1 long inv_freq or -1.
                               i0 kind (di_rope_kind), i1 h, i2 original context, i3..i5 sections of 1 to 3 position rows (0,0,0: one row),
-                              i6 sections interleaved; f0 attention factor, f1 scaling factor, f2 theta */
+                              i6 sections interleaved, i7 logn (0: none): from that position on rows are also multiplied
+                              by log(position + 1) / log(logn); f0 attention factor, f1 scaling factor, f2 theta */
     DI_OP_RMS_NORM = 3,    /* out0 = in0 / sqrt(mean(in0^2) + f0) * w0.  i0 columns that count (padding does not) */
     DI_OP_LAYER_NORM = 4,  /* out0 = (in0 - mean) / sqrt(var + f0) * w0 + w1.  i0 as above */
     DI_OP_LINEAR = 5,      /* out0[.,N] = act(in0[.,K] . w0[N,K]^T + w1[N]) + in1.  i0 activation (di_act); a *_MUL activation reads
@@ -74,8 +75,8 @@ typedef enum { DI_ACT_NONE = 0, DI_ACT_SILU = 1, DI_ACT_GELU_TANH = 2, DI_ACT_GE
                DI_ACT_GELU_TANH_MUL = 18, DI_ACT_GELU_ERF_MUL = 19 } di_act;
 #define DI_ACT_MUL_BIT 16
 typedef enum { DI_ROPE_NEOX = 0, DI_ROPE_INTERLEAVED = 1 } di_rope_style;
-/* Kinds beyond STATIC depend on n = max(prompt length, position + 1) of the token's sequence. */
-typedef enum { DI_ROPE_STATIC = 0, DI_ROPE_DYNAMIC_NTK = 1, DI_ROPE_LONG = 2 } di_rope_kind;
+/* DYNAMIC_NTK and LONG depend on n = max(prompt length, position + 1) of the token's sequence, PROMPT_NTK on the prompt's length alone. */
+typedef enum { DI_ROPE_STATIC = 0, DI_ROPE_DYNAMIC_NTK = 1, DI_ROPE_LONG = 2, DI_ROPE_PROMPT_NTK = 3 } di_rope_kind;
 
 #define DI_MAX_IN 6
 #define DI_MAX_OUT 2

@@ -28,6 +28,14 @@ ARCHITECTURE_OF_MODEL_TYPE: Final = {
     "mixtral": "MixtralForCausalLM",
     "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen": "QWenLMHeadModel",
+    "chatglm": "ChatGLMModel",
+    "glm": "GlmForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "baichuan": "BaichuanForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
 }
 DTYPE_NAMES: Final = {
     "bfloat16": "bf16",

@@ -79,7 +79,7 @@ def test_layers_of_experts_are_those_of_qwen3_30b_a3b() -> None:
 def test_shapes_have_every_tensor_that_their_model_needs(shape: str) -> None:
     """By the model definition itself."""
     config = shape_config(shape)
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     info = ReferenceDevice().info
     program = build(
         model.forward, model.config.from_dict(config), info, dtype="bf16", kv_dtype="bf16", limits=Limits(), blocks=1
@@ -107,7 +107,7 @@ def test_random_weights_are_normal_and_the_same_in_every_read() -> None:
 def test_cost_counts_what_a_step_reads_and_computes() -> None:
     """Against the formulas, by hand, for an unpadded Qwen2 with a tied head."""
     config = shape_config("tiny")
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     program = build(
         model.forward, model.config.from_dict(config), ReferenceDevice().info, dtype="bf16", kv_dtype="bf16",
         limits=Limits(max_tokens=512), blocks=4,
@@ -155,7 +155,7 @@ def test_the_roof_is_the_one_that_binds() -> None:
 def test_cost_counts_scales_and_zero_points() -> None:
     """By hand: groups of 32 columns, padded to 64 codes each, with a bf16 scale and a 16-bit zero point; int8 head."""
     config = shape_config("tiny")
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     program = build(
         model.forward, model.config.from_dict(config), ReferenceDevice().info, dtype="bf16", kv_dtype="u4",
         limits=Limits(max_tokens=512), blocks=4, quant=QuantPolicy.parse("a16w4-g32"),

@@ -89,7 +89,8 @@ def rope(config: dict[str, Any], size: int, n: int, layer: int) -> tuple[Array, 
     theta = given.get("rope_theta", 10000.0)
     rotary = int(size * given.get("partial_rotary_factor", 1.0))
     factor, longest = given.get("factor", 1.0), config["max_position_embeddings"]
-    original = given.get("original_max_position_embeddings", longest)
+    original = config.get("original_max_position_embeddings", longest)
+    original = given.get("original_max_position_embeddings", original)
     exponents = np.arange(0, rotary, 2) / rotary
     plain = theta**-exponents
     if kind == "linear":
