@@ -89,7 +89,10 @@ native = Extension(
 setup(
     packages=[
         "dashinfer_lite",
-        *(f"dashinfer_lite.{room}" for room in ("graph", "weights", "devices", "engine", "text", "cli")),
+        *(
+            f"dashinfer_lite.{room}"
+            for room in ("graph", "weights", "devices", "engine", "text", "grammar", "tools", "cli")
+        ),
         "dashinfer_lite.model_defs",
     ],
     package_dir={"dashinfer_lite": "dashinfer_lite", "dashinfer_lite.model_defs": "model_defs"},

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RequestError,
     )
     from dashinfer_lite.graph.quant import QuantPolicy
+    from dashinfer_lite.guided import Guided
     from dashinfer_lite.llm import LLM
     from dashinfer_lite.outputs import CompletionOutput, Logprob, RequestOutput, Timings, Usage
     from dashinfer_lite.sampling_params import SamplingParams
@@ -40,6 +41,7 @@ __all__ = [
     "CompletionOutput",
     "DashInferError",
     "DeviceError",
+    "Guided",
     "Logprob",
     "ModelError",
     "QuantPolicy",
@@ -60,6 +62,7 @@ _HOME = {
     "CompletionOutput": "outputs",
     "DashInferError": "errors",
     "DeviceError": "errors",
+    "Guided": "guided",
     "LLM": "llm",
     "Logprob": "outputs",
     "ModelError": "errors",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from dashinfer_lite.engine import Engine, Request
 from dashinfer_lite.errors import DashInferError, ModelError, RequestError
+from dashinfer_lite.grammar.compiler import GrammarCompiler
 from dashinfer_lite.loading import DTYPES, KV_DTYPES, Options, demo_model_folder, kv_dtype_for, load_model
 from dashinfer_lite.prompts import (
     Messages,
@@ -21,12 +22,14 @@ from dashinfer_lite.prompts import (
 )
 from dashinfer_lite.text import Conversations, Tokenizer
 from dashinfer_lite.text_codec import TextCodec
+from dashinfer_lite.tool_use import plan_tools
 
 if TYPE_CHECKING:
     from dashinfer_lite.devices import DeviceInfo
     from dashinfer_lite.graph.quant import QuantPolicy
     from dashinfer_lite.outputs import RequestOutput
     from dashinfer_lite.sampling_params import SamplingParams
+    from dashinfer_lite.tools import ToolPlan
 
 __all__ = ["DTYPES", "LLM", "demo_model_folder", "kv_dtype_for"]
 
@@ -84,11 +87,13 @@ class LLM:
         )
         model = load_model(path, options)
         tokenizer = model.tokenizer
+        self._grammars = GrammarCompiler(tokenizer, model.program.vocab_size) if tokenizer is not None else None
         try:
             self._engine = Engine(
                 model.executable,
                 model.program,
                 TextCodec(tokenizer) if tokenizer is not None else None,
+                self._grammars,
                 eos_token_ids=tokenizer.eos_token_ids if tokenizer is not None else model.folder.eos_token_ids,
                 max_context=model.max_context,
                 max_queue=max_queue,
@@ -144,16 +149,36 @@ class LLM:
         """Queue a prompt or a conversation and return its handle at once.
 
         Lower `priority` goes first. Prompts share cached prefixes only with those of the same `cache_salt`. Further
-        arguments are handed to the chat template. CapacityError where the queue is full.
+        arguments are handed to the chat template. CapacityError where the queue is full. A grammar that is new is
+        compiled before this returns; `prepare` does that apart.
         """
         if (prompt is None) == (messages is None):
             raise RequestError("submit takes either a prompt or messages")
         text, ids = self._prompt(prompt) if prompt is not None else self._conversation(messages, template)
         return self._engine.submit(ids, params, prompt=text, priority=priority, cache_salt=cache_salt, owner=self)
 
+    def prepare(self, params: SamplingParams | None) -> None:
+        """Compile what `params.guided` asks for, so that `submit` need not wait for it; RequestError as there."""
+        if params is not None and params.guided is not None and self._grammars is not None:
+            self._grammars.compile(params.guided)
+
     def render_chat(self, messages: Messages, **template: Any) -> str:
         """The text that the model's chat template, or its family's chat format, makes of a conversation."""
         return self._conversations().render(messages, **template)
+
+    def plan_tools(
+        self,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
+        **template: Any,
+    ) -> ToolPlan:
+        """How a conversation uses tools, given as in the OpenAI API: see ToolPlan.
+
+        A plan without tools still takes thoughts and answer apart. Further arguments are those for the chat template.
+        RequestError says what is wrong, also where the model has no format of calls that is supported.
+        """
+        return plan_tools(self._conversations(), self.tokenizer, tools, tool_choice, parallel_tool_calls, template)
 
     def close(self) -> None:
         """Cancel what is still going on and give all memory back. Closing twice is fine."""

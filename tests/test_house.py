@@ -16,16 +16,18 @@ PACKAGE = HOUSE / "dashinfer_lite"
 
 # A room may import itself, the rooms below it, and the leaves. `llm` stands for the top-level modules.
 ALLOWED = {
-    "cli": {"llm", "engine", "graph", "weights", "devices", "text", "model_defs", "native"},
-    "llm": {"llm", "engine", "graph", "weights", "devices", "text", "model_defs", "native"},
+    "cli": {"llm", "engine", "graph", "weights", "devices", "text", "grammar", "tools", "model_defs", "native"},
+    "llm": {"llm", "engine", "graph", "weights", "devices", "text", "grammar", "tools", "model_defs", "native"},
     "engine": {"graph", "weights", "devices"},
     "devices": {"graph", "weights", "native"},
     "weights": set(),
     "graph": {"weights"},
     "text": set(),
+    "grammar": set(),
+    "tools": {"grammar"},
     "model_defs": {"graph"},
 }
-LEAVES = {"errors", "sampling_params", "outputs"}
+LEAVES = {"errors", "guided", "sampling_params", "outputs"}
 
 
 def _sources() -> list[Path]:
@@ -113,6 +115,8 @@ def test_every_room_says_how_to_add_to_it() -> None:
         "dashinfer_lite/engine",
         "dashinfer_lite/devices",
         "dashinfer_lite/text",
+        "dashinfer_lite/grammar",
+        "dashinfer_lite/tools",
         "tests",
     ):
         assert (HOUSE / room / "README.md").is_file(), room
