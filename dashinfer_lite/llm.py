@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from dashinfer_lite.engine import Engine, Request
@@ -19,6 +19,7 @@ from dashinfer_lite.prompts import (
     listed_prompts,
     params_for_each,
 )
+from dashinfer_lite.sampling_params import SamplingParams
 from dashinfer_lite.text import ChatTemplate, Tokenizer
 from dashinfer_lite.text_codec import TextCodec
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from dashinfer_lite.devices import DeviceInfo
     from dashinfer_lite.graph.quant import QuantPolicy
     from dashinfer_lite.outputs import RequestOutput
-    from dashinfer_lite.sampling_params import SamplingParams
 
 __all__ = ["DTYPES", "LLM", "demo_model_folder", "kv_dtype_for"]
 
@@ -180,6 +180,14 @@ class LLM:
         return self._model.folder.path.resolve().name
 
     @property
+    def generation_defaults(self) -> dict[str, float]:
+        """The sampling parameters that the model's folder recommends in its generation_config.json, if they are valid.
+
+        Nothing but a server applies them: SamplingParams mean what they say.
+        """
+        return recommended_sampling(self._model.folder.generation)
+
+    @property
     def device_info(self) -> DeviceInfo:
         return self._model.device.info
 
@@ -249,6 +257,22 @@ class LLM:
         finally:
             for request in requests:
                 request.cancel()
+
+
+def recommended_sampling(generation: Mapping[str, Any]) -> dict[str, float]:
+    """Sampling parameters from a generation_config.json; `do_sample: false` is a temperature of 0."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size")
+    found: dict[str, Any] = {}
+    for name in names:
+        value: Any = generation.get(name)
+        try:
+            SamplingParams(**{name: value})
+        except RequestError:
+            continue
+        found[name] = value
+    if generation.get("do_sample") is False:
+        found = {name: value for name, value in found.items() if name in names[4:]} | {"temperature": 0.0}
+    return found
 
 
 def _settled(request: Request) -> RequestOutput:
