@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from dashinfer_lite.graph.quant import QuantPolicy
     from dashinfer_lite.llm import LLM
-    from dashinfer_lite.outputs import CompletionOutput, Logprob, RequestOutput, Timings, Usage
+    from dashinfer_lite.outputs import CompletionOutput, EmbeddingOutput, Logprob, RequestOutput, Timings, Usage
     from dashinfer_lite.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
@@ -40,6 +40,7 @@ __all__ = [
     "CompletionOutput",
     "DashInferError",
     "DeviceError",
+    "EmbeddingOutput",
     "Logprob",
     "ModelError",
     "QuantPolicy",
@@ -60,6 +61,7 @@ _HOME = {
     "CompletionOutput": "outputs",
     "DashInferError": "errors",
     "DeviceError": "errors",
+    "EmbeddingOutput": "outputs",
     "LLM": "llm",
     "Logprob": "outputs",
     "ModelError": "errors",

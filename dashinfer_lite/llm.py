@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from dashinfer_lite.engine import Engine, Request
-from dashinfer_lite.errors import DashInferError, ModelError, RequestError
+from dashinfer_lite.engine.pooling import normalized
+from dashinfer_lite.errors import CancelledError, DashInferError, ModelError, RequestError
 from dashinfer_lite.loading import DTYPES, KV_DTYPES, Options, demo_model_folder, kv_dtype_for, load_model
+from dashinfer_lite.outputs import EmbeddingOutput
 from dashinfer_lite.prompts import (
     Messages,
     Params,
@@ -25,6 +27,7 @@ from dashinfer_lite.text_codec import TextCodec
 
 if TYPE_CHECKING:
     from dashinfer_lite.devices import DeviceInfo
+    from dashinfer_lite.engine.pooling import Kind as Pooling
     from dashinfer_lite.graph.quant import QuantPolicy
     from dashinfer_lite.outputs import RequestOutput
 
@@ -151,6 +154,37 @@ class LLM:
         text, ids = self._prompt(prompt) if prompt is not None else self._conversation(messages, template)
         return self._engine.submit(ids, params, prompt=text, priority=priority, cache_salt=cache_salt, owner=self)
 
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "last", normalize: bool = True
+    ) -> list[EmbeddingOutput]:
+        """The vectors of a prompt or a list of prompts, one each, in order.
+
+        pooling      "last": the state of the last token, which has seen the whole text; "mean": the mean of all tokens
+        normalize    scale to length 1, so that a dot product is the cosine
+
+        The states are those that the LM head multiplies. Errors are as in `generate`, except that one is always raised.
+        """
+        requests: list[Request] = []
+        try:
+            for prompt in listed_prompts(prompts):
+                requests.append(self.submit_embedding(prompt, pooling, block=True))
+            for request in requests:
+                request.result()
+            return [embedding_output(request, normalize) for request in requests]
+        finally:
+            for request in requests:
+                request.cancel()
+
+    def submit_embedding(
+        self, prompt: Prompt, pooling: Pooling = "last", *, priority: int = 0, block: bool = False
+    ) -> Request:
+        """Queue a prompt whose vector is wanted; the handle has it as `embedding` when it is done.
+
+        `block` waits while the queue is full, instead of CapacityError.
+        """
+        text, ids = self._prompt(prompt)
+        return self._engine.submit(ids, prompt=text, priority=priority, pooling=pooling, block=block, owner=self)
+
     def render_chat(self, messages: Messages, **template: Any) -> str:
         """The text that the model's chat template makes of a conversation."""
         if self._chat is None:
@@ -257,6 +291,20 @@ class LLM:
         finally:
             for request in requests:
                 request.cancel()
+
+
+def embedding_output(request: Request, normalize: bool) -> EmbeddingOutput:
+    """The vector of a request that is done, as it is or with length 1."""
+    vector = request.embedding
+    if vector is None:
+        raise CancelledError("the request was cancelled before its vector was there")
+    return EmbeddingOutput(
+        request.id,
+        request.prompt,
+        list(request.prompt_token_ids),
+        normalized(vector) if normalize else vector,
+        request.usage,
+    )
 
 
 def recommended_sampling(generation: Mapping[str, Any]) -> dict[str, float]:

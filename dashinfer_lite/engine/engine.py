@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from dashinfer_lite.engine.admission import bad_word_ids, check_params, check_span, checked_prompt
 from dashinfer_lite.engine.core import Core
 from dashinfer_lite.engine.draw import Draw
+from dashinfer_lite.engine.pooling import KINDS, Pooling
 from dashinfer_lite.engine.request import Request
 from dashinfer_lite.engine.sample import Sample
 from dashinfer_lite.engine.sequence import Sequence
-from dashinfer_lite.errors import CapacityError, DashInferError
+from dashinfer_lite.errors import CapacityError, DashInferError, RequestError
 from dashinfer_lite.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from dashinfer_lite.devices.base import Executable
     from dashinfer_lite.engine.codec import Codec
+    from dashinfer_lite.engine.pooling import Kind
     from dashinfer_lite.graph.program import Program
 
 _log = logging.getLogger("dashinfer_lite")
@@ -80,6 +82,7 @@ class Engine:
         cache_salt: str | None = None,
         adapter: int = 0,
         span: int = 0,
+        pooling: Kind | None = None,
         block: bool = False,
         owner: object = None,
     ) -> Request:
@@ -89,6 +92,7 @@ class Engine:
         priority      lower goes first; among equals the earlier
         cache_salt    prompts share cached prefixes only with those of the same salt
         span          the first so many prompt tokens see each other (prefix models)
+        pooling       make a vector of the prompt, the request's `embedding`, and no answer: "last" or "mean"
         block         wait while the queue is full, instead of CapacityError
         owner         kept alive until the request is done
 
@@ -99,6 +103,10 @@ class Engine:
         program = self._program
         ids = checked_prompt(prompt_token_ids, program.vocab_size, self.max_context)
         check_params(params, program.vocab_size, program.limits.max_logprobs, self._codec is not None)
+        if pooling not in (None, *KINDS):
+            raise RequestError(f"pooling is {pooling!r:.40}; it must be {' or '.join(KINDS)}")
+        if pooling is not None:
+            params = SamplingParams(temperature=0, max_tokens=1)
         check_span(span, ids, program.limits.max_tokens)
         words = bad_word_ids(params, self._codec)
         number = next(self._numbers)
@@ -112,7 +120,8 @@ class Engine:
         for index, sample in enumerate(samples):
             draw = Draw(params, index, seed, self._eos_token_ids, words, len(ids), max_total)
             order = (priority, number, index)
-            sequences.append(Sequence(request, sample, draw, order, max_total, salt, span, adapter))
+            pool = Pooling(pooling, len(ids)) if pooling is not None else None
+            sequences.append(Sequence(request, sample, draw, order, max_total, salt, span, adapter, pool))
         self._enter_queue(block)
         self._send(self._core.begin, request, sequences)
         return request

@@ -64,6 +64,7 @@ class Request:
         self.samples = samples
         self.raw_prompt_logprobs: list[RawLogprobs] = []
         self.cached_tokens = 0
+        self.embedding: list[float] | None = None  # the prompt's vector, where that was asked for
         self._host = host
         self._owner = owner  # keeps alive what would close the engine
         self._codec = codec

@@ -183,6 +183,16 @@ _CATALOGUE: Final = (
         weights=("order?",),
         ints=("K", "group", "planes", "head", "padded_head"),
     ),
+    Op(
+        "hidden",
+        20,
+        ("x",),
+        "Hands out x[R,H] where the step asks for it: what the head multiplies, for embeddings. Rows that ask for "
+        "nothing else need no logits.",
+        ints=("H",),
+        row_wise=False,
+        output=False,
+    ),
 )
 
 OPS: Final[dict[str, Op]] = {op.name: op for op in _CATALOGUE}

@@ -54,10 +54,12 @@ typedef enum {
     DI_OP_CAST = 16,       /* out0 = in0 in another dtype */
     DI_OP_GATHER_ROWS = 17,/* out0[R,.] = in0[logit_row[R],.] */
     DI_OP_SAMPLE = 18,     /* in0 logits[R,V]: fills the step's results.  i0 V */
-    DI_OP_QUANTIZE = 19    /* in0[.,K] fp32 or bf16 → out0 int8 planes, out1 fp32 [., 2G]: scale of each group, then the sum of its
+    DI_OP_QUANTIZE = 19,   /* in0[.,K] fp32 or bf16 → out0 int8 planes, out1 fp32 [., 2G]: scale of each group, then the sum of its
                               integers (int32 bits).  w0 permutation of K (int32 bits) or -1; i0 K, i1 group (K elements a scale
                               covers), i2 planes (2: 16-bit activations, 1: 8-bit), i3 head size in the input (0: no heads), i4 padded
                               head size of the input */
+    DI_OP_HIDDEN = 20      /* in0[R,H] fp32 → the step's out_hidden, where it has one. i0 H.  A tile of logit rows that all ask for this
+                              alone (DI_SAMPLE_HIDDEN) ends here */
 } di_op;
 
 typedef enum { DI_ACT_NONE = 0, DI_ACT_SILU = 1, DI_ACT_GELU_TANH = 2, DI_ACT_GELU_ERF = 3, DI_ACT_SILU_MUL = 17,
@@ -138,6 +140,7 @@ typedef struct di_program_desc {
 /* ------------------------------------------------------------------------------------------------------------- step -- */
 
 #define DI_SAMPLE_RAW_LOGPROB 1u    /* report logprob, rank and the n_top best of the raw distribution */
+#define DI_SAMPLE_HIDDEN 2u         /* the row's hidden state is wanted and no token: out_token and its companions mean nothing */
 
 /* One logit row and how to pick its token. Addresses are host memory that stays valid until the ticket completes. */
 typedef struct di_sample {
@@ -189,6 +192,7 @@ typedef struct di_step {
     int32_t *out_top_ids;           /* [R][max_logprobs], -1 past n_top */
     float *out_top_logprobs;        /* [R][max_logprobs] */
     float *out_logits;              /* [R][V] or NULL */
+    float *out_hidden;              /* [R][H] or NULL: what the head multiplies, the last norm's rows */
 } di_step;
 
 /* A row that is not OK still leaves some valid token as its slot's last one: the next step may be in flight already. */
