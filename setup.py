@@ -89,7 +89,10 @@ native = Extension(
 setup(
     packages=[
         "dashinfer_lite",
-        *(f"dashinfer_lite.{room}" for room in ("graph", "weights", "devices", "engine", "text", "cli", "server")),
+        *(
+            f"dashinfer_lite.{room}"
+            for room in ("graph", "weights", "devices", "engine", "text", "grammar", "tools", "cli", "server")
+        ),
         *(f"dashinfer_lite.server.{room}" for room in ("protocol", "routes")),
         "dashinfer_lite.model_defs",
     ],

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RequestError,
     )
     from dashinfer_lite.graph.quant import QuantPolicy
+    from dashinfer_lite.guided import Guided
     from dashinfer_lite.llm import LLM
     from dashinfer_lite.outputs import CompletionOutput, EmbeddingOutput, Logprob, RequestOutput, Timings, Usage
     from dashinfer_lite.sampling_params import SamplingParams
@@ -41,6 +42,7 @@ __all__ = [
     "DashInferError",
     "DeviceError",
     "EmbeddingOutput",
+    "Guided",
     "Logprob",
     "ModelError",
     "QuantPolicy",
@@ -62,6 +64,7 @@ _HOME = {
     "DashInferError": "errors",
     "DeviceError": "errors",
     "EmbeddingOutput": "outputs",
+    "Guided": "guided",
     "LLM": "llm",
     "Logprob": "outputs",
     "ModelError": "errors",

@@ -41,8 +41,16 @@ class AsyncLLM:
         return cls(llm=llm)
 
     def submit(self, *args: Any, **options: Any) -> Request:
-        """As LLM.submit; the handle can be awaited, and iterated with `async for`."""
+        """As LLM.submit; the handle can be awaited, and iterated with `async for`.
+
+        A guided request whose grammar is new holds up the event loop; `await prepare(params)` before it does not.
+        """
         return self.llm.submit(*args, **options)
+
+    async def prepare(self, params: SamplingParams | None) -> None:
+        """As LLM.prepare, beside the event loop."""
+        if params is not None and params.guided is not None:
+            await asyncio.to_thread(self.llm.prepare, params)
 
     async def stream(
         self,
@@ -53,6 +61,7 @@ class AsyncLLM:
         **options: Any,
     ) -> AsyncGenerator[str, None]:
         """The answer's text, piece by piece; leaving the loop cancels the request."""
+        await self.prepare(params)
         request = self.llm.submit(prompt, params, messages=messages, **options)
         try:
             async for piece in request:
@@ -103,6 +112,7 @@ class AsyncLLM:
         requests: list[Request] = []
         try:
             for job in jobs:
+                await self.prepare(job["params"])
                 while True:
                     try:
                         requests.append(self.llm.submit(**job))

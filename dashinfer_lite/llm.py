@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 from dashinfer_lite.engine import Engine, Request
 from dashinfer_lite.engine.pooling import normalized
 from dashinfer_lite.errors import CancelledError, DashInferError, ModelError, RequestError
+from dashinfer_lite.grammar.compiler import GrammarCompiler
 from dashinfer_lite.loading import DTYPES, KV_DTYPES, Options, demo_model_folder, kv_dtype_for, load_model
 from dashinfer_lite.outputs import EmbeddingOutput
 from dashinfer_lite.prompts import (
@@ -24,12 +25,14 @@ from dashinfer_lite.prompts import (
 from dashinfer_lite.sampling_params import SamplingParams
 from dashinfer_lite.text import ChatTemplate, Tokenizer
 from dashinfer_lite.text_codec import TextCodec
+from dashinfer_lite.tool_use import plan_tools
 
 if TYPE_CHECKING:
     from dashinfer_lite.devices import DeviceInfo
     from dashinfer_lite.engine.pooling import Kind as Pooling
     from dashinfer_lite.graph.quant import QuantPolicy
     from dashinfer_lite.outputs import RequestOutput
+    from dashinfer_lite.tools import ToolPlan
 
 __all__ = ["DTYPES", "LLM", "demo_model_folder", "kv_dtype_for"]
 
@@ -87,11 +90,13 @@ class LLM:
         )
         model = load_model(path, options)
         tokenizer = model.tokenizer
+        self._grammars = GrammarCompiler(tokenizer, model.program.vocab_size) if tokenizer is not None else None
         try:
             self._engine = Engine(
                 model.executable,
                 model.program,
                 TextCodec(tokenizer) if tokenizer is not None else None,
+                self._grammars,
                 eos_token_ids=tokenizer.eos_token_ids if tokenizer is not None else model.folder.eos_token_ids,
                 max_context=model.max_context,
                 max_queue=max_queue,
@@ -147,12 +152,18 @@ class LLM:
         """Queue a prompt or a conversation and return its handle at once.
 
         Lower `priority` goes first. Prompts share cached prefixes only with those of the same `cache_salt`. Further
-        arguments are handed to the chat template. CapacityError where the queue is full.
+        arguments are handed to the chat template. CapacityError where the queue is full. A grammar that is new is
+        compiled before this returns; `prepare` does that apart.
         """
         if (prompt is None) == (messages is None):
             raise RequestError("submit takes either a prompt or messages")
         text, ids = self._prompt(prompt) if prompt is not None else self._conversation(messages, template)
         return self._engine.submit(ids, params, prompt=text, priority=priority, cache_salt=cache_salt, owner=self)
+
+    def prepare(self, params: SamplingParams | None) -> None:
+        """Compile what `params.guided` asks for, so that `submit` need not wait for it; RequestError as there."""
+        if params is not None and params.guided is not None and self._grammars is not None:
+            self._grammars.compile(params.guided)
 
     def embed(
         self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "last", normalize: bool = True
@@ -187,9 +198,21 @@ class LLM:
 
     def render_chat(self, messages: Messages, **template: Any) -> str:
         """The text that the model's chat template makes of a conversation."""
-        if self._chat is None:
-            self._chat = ChatTemplate.load(self._model.folder.path)
-        return self._chat.render(messages, **template)
+        return self._chat_template().render(messages, **template)
+
+    def plan_tools(
+        self,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
+        **template: Any,
+    ) -> ToolPlan:
+        """How a conversation uses tools, given as in the OpenAI API: see ToolPlan.
+
+        A plan without tools still takes thoughts and answer apart. Further arguments are those for the chat template.
+        RequestError says what is wrong, also where the model has no format of calls that is supported.
+        """
+        return plan_tools(self._chat_template(), self.tokenizer, tools, tool_choice, parallel_tool_calls, template)
 
     def close(self) -> None:
         """Cancel what is still going on and give all memory back. Closing twice is fine."""
@@ -212,6 +235,11 @@ class LLM:
     def name(self) -> str:
         """The name of the model's folder."""
         return self._model.folder.path.resolve().name
+
+    @property
+    def embedding_size(self) -> int:
+        """How many numbers a vector of `embed` has."""
+        return self._model.program.hidden_size
 
     @property
     def generation_defaults(self) -> dict[str, float]:
@@ -271,6 +299,11 @@ class LLM:
     def _conversation(self, messages: Any, template: dict[str, Any]) -> tuple[str, list[int]]:
         text = self.render_chat(messages, **template)
         return text, self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _chat_template(self) -> ChatTemplate:
+        if self._chat is None:
+            self._chat = ChatTemplate.load(self._model.folder.path)
+        return self._chat
 
     def _run(
         self,

@@ -17,16 +17,18 @@ PACKAGE = HOUSE / "dashinfer_lite"
 # A room may import itself, the rooms below it, and the leaves. `llm` stands for the top-level modules.
 ALLOWED = {
     "cli": {"server", "llm", "engine", "graph", "weights", "devices", "text", "model_defs", "native"},
-    "server": {"llm", "engine", "text"},
-    "llm": {"llm", "engine", "graph", "weights", "devices", "text", "model_defs", "native"},
+    "server": {"llm", "engine", "tools"},
+    "llm": {"llm", "engine", "graph", "weights", "devices", "text", "grammar", "tools", "model_defs", "native"},
     "engine": {"graph", "weights", "devices"},
     "devices": {"graph", "weights", "native"},
     "weights": set(),
     "graph": {"weights"},
     "text": set(),
+    "grammar": set(),
+    "tools": set(),
     "model_defs": {"graph"},
 }
-LEAVES = {"errors", "sampling_params", "outputs"}
+LEAVES = {"errors", "guided", "sampling_params", "outputs"}
 
 
 def _sources() -> list[Path]:

@@ -180,7 +180,11 @@ class Core:
         seq.sample.token_ids.append(drawn.token)
         self.counters.generated_tokens += 1
         changed[request] = None
-        self._look_for_end(seq, drawn.token)
+        try:
+            self._look_for_end(seq, drawn.token)
+        except RequestError as error:
+            self.end(request, "failed", error)
+            return
         for follower in seq.followers:
             self.scheduler.add(follower)
         seq.followers = []
@@ -203,7 +207,7 @@ class Core:
         changed[seq.request] = None
 
     def _look_for_end(self, seq: Sequence, token: int) -> None:
-        """Show a new token to readers, and finish the answer where it ends."""
+        """Show a new token to readers, and finish the answer where it ends; RequestError where its grammar fails."""
         sample, params = seq.sample, seq.request.params
         count = len(sample.token_ids)
         if token in seq.draw.stop_ids:
@@ -216,6 +220,8 @@ class Core:
                 sample.decode()
             if sample.found_stop is not None:
                 sample.stop_reason = sample.found_stop
+                sample.finish_reason = "stop"
+            elif seq.draw.guide is not None and seq.draw.guide.accept(token):
                 sample.finish_reason = "stop"
             elif len(seq.tokens) >= seq.max_total:
                 sample.finish_reason = "length"
@@ -239,7 +245,7 @@ class Core:
 
 def _row_error(drawn: Drawn, position: int) -> DashInferError:
     if drawn.status == STATUS_EMPTY:
-        return RequestError(f"no token may come at position {position}: bans and masks exclude all of them")
+        return RequestError(f"no token may come at position {position}: bans, masks and the grammar exclude all")
     return ModelError(
         f"the model's logits at position {position} are not numbers: the weights are broken, or their dtype overflows"
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from dashinfer_lite.devices.base import Executable
     from dashinfer_lite.engine.codec import Codec
+    from dashinfer_lite.engine.grammar import Grammars, Matcher
     from dashinfer_lite.engine.pooling import Kind
     from dashinfer_lite.graph.program import Program
 
@@ -44,6 +45,7 @@ class Engine:
         executable: Executable,
         program: Program,
         codec: Codec | None = None,
+        grammars: Grammars | None = None,
         *,
         eos_token_ids: Iterable[int] = (),
         max_context: int | None = None,
@@ -53,13 +55,14 @@ class Engine:
     ) -> None:
         """`max_queue` requests may wait for their first step; `on_stop` is called once when the engine has ended.
 
-        Without a `codec` there is no text, only token ids.
+        Without a `codec` there is no text, only token ids; without `grammars` no answer is guided.
         """
         room = program.kv.blocks * program.kv.block_tokens
         self.max_context = min(max_context or room, room)
         self.max_queue = max_queue
         self._program = program
         self._codec = codec
+        self._grammars = grammars
         self._eos_token_ids = tuple(eos_token_ids)
         self._on_stop = on_stop
         self._room = threading.Semaphore(max_queue)
@@ -96,13 +99,15 @@ class Engine:
         block         wait while the queue is full, instead of CapacityError
         owner         kept alive until the request is done
 
-        RequestError says what is wrong with prompt or parameters.
+        RequestError says what is wrong with prompt or parameters. A grammar that is new is compiled here, within a
+        deadline.
         """
         self.check_usable()
         params = params or SamplingParams()
         program = self._program
         ids = checked_prompt(prompt_token_ids, program.vocab_size, self.max_context)
-        check_params(params, program.vocab_size, program.limits.max_logprobs, self._codec is not None)
+        has_codec, has_grammars = self._codec is not None, self._grammars is not None
+        check_params(params, program.vocab_size, program.limits.max_logprobs, has_codec, has_grammars)
         if pooling not in (None, *KINDS):
             raise RequestError(f"pooling is {pooling!r:.40}; it must be {' or '.join(KINDS)}")
         if pooling is not None:
@@ -118,7 +123,17 @@ class Engine:
         salt: Hashable = (cache_salt, adapter, tuple(ids[:span]), len(ids) if program.history_rope else None)
         sequences = []
         for index, sample in enumerate(samples):
-            draw = Draw(params, index, seed, self._eos_token_ids, words, len(ids), max_total)
+            draw = Draw(
+                params,
+                index,
+                seed,
+                self._eos_token_ids,
+                words,
+                len(ids),
+                max_total,
+                self._matcher(params),
+                program.vocab_size,
+            )
             order = (priority, number, index)
             pool = Pooling(pooling, len(ids)) if pooling is not None else None
             sequences.append(Sequence(request, sample, draw, order, max_total, salt, span, adapter, pool))
@@ -205,6 +220,11 @@ class Engine:
         self.check_process()
         if self._stopped is not None:
             raise self._stopped
+
+    def _matcher(self, params: SamplingParams) -> Matcher | None:
+        if params.guided is None or self._grammars is None:
+            return None
+        return self._grammars.matcher(params.guided)
 
     def _enter_queue(self, block: bool) -> None:
         while not self._room.acquire(blocking=block and not self.is_pumped):

@@ -14,6 +14,7 @@ from dashinfer_lite.server.metrics import Metrics
 from dashinfer_lite.server.overload import WaitingRoom
 
 if TYPE_CHECKING:
+    from dashinfer_lite.engine.pooling import Kind as Pooling
     from dashinfer_lite.engine.request import Request
     from dashinfer_lite.llm import LLM
     from dashinfer_lite.sampling_params import SamplingParams
@@ -117,9 +118,16 @@ class Service:
 
     def submit(self, ids: list[int], params: SamplingParams, **options: Any) -> Request:
         """Queue a prompt; ApiError 429 where too many wait."""
+        return self._enter(ids, lambda: self.llm.submit(ids, params, **options))
+
+    def submit_embedding(self, ids: list[int], pooling: Pooling, priority: int) -> Request:
+        """Queue a prompt whose vector is wanted; ApiError 429 where too many wait."""
+        return self._enter(ids, lambda: self.llm.submit_embedding(ids, pooling, priority=priority))
+
+    def _enter(self, ids: list[int], submit: Callable[[], Request]) -> Request:
         self.room.admit(len(ids))
         try:
-            request = self.llm.submit(ids, params, **options)
+            request = submit()
         except CapacityError:
             raise self.room.refuse() from None
         self.room.enter(request)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -11,12 +11,15 @@ from dashinfer_lite.server.errors import invalid
 
 if TYPE_CHECKING:
     from dashinfer_lite.llm import LLM
-    from dashinfer_lite.server.protocol.chat import Message, Tool
+    from dashinfer_lite.server.protocol.chat import Message
+    from dashinfer_lite.server.protocol.tokens import TokenizeRequest
 
 MAX_TOKEN_CHARS: Final = 256  # no known vocabulary has longer tokens
 
 # What a template is given by the server itself, or by its folder.
-RESERVED: Final = frozenset({"messages", "tools", "add_generation_prompt", "tokenize", "chat_template"})
+RESERVED: Final = frozenset(
+    {"self", "messages", "tools", "tool_choice", "parallel_tool_calls", "add_generation_prompt", "chat_template"}
+)
 
 
 def encode(llm: LLM, text: str, add_special_tokens: bool, param: str) -> list[int]:
@@ -52,24 +55,24 @@ def encode_prompts(
     return [encode(llm, item, add_special_tokens, param) if isinstance(item, str) else item for item in listed]
 
 
-def encode_chat(
-    llm: LLM,
-    messages: Sequence[Message],
-    tools: Sequence[Tool] | None,
-    variables: dict[str, Any],
-    add_generation_prompt: bool = True,
-) -> list[int]:
-    """The ids of a conversation in the model's chat format; `variables` are further ones of its template."""
-    if taken := RESERVED.intersection(variables):
-        raise invalid(f"chat_template_kwargs cannot set {sorted(taken)[0]}", param="chat_template_kwargs")
-    plain_tools = [msgspec.to_builtins(tool) for tool in tools] if tools else None
+def encode_chat(llm: LLM, body: TokenizeRequest) -> list[int]:
+    """The ids of a conversation in the model's chat format."""
+    variables = body.chat_template_kwargs or {}
+    check_variables(variables)
     text = llm.render_chat(
-        [plain_message(message) for message in messages],
-        tools=plain_tools,
-        add_generation_prompt=add_generation_prompt,
-        **{name: value for name, value in variables.items() if name.isidentifier()},
+        [plain_message(message) for message in body.messages or ()],
+        tools=[msgspec.to_builtins(tool) for tool in body.tools] if body.tools else None,
+        add_generation_prompt=body.add_generation_prompt is not False,
+        **variables,
     )
     return encode(llm, text, False, "messages")
+
+
+def check_variables(variables: Mapping[str, Any]) -> None:
+    """ApiError for a variable of the template that a request must not set."""
+    for name in variables:
+        if name in RESERVED or not name.isidentifier():
+            raise invalid(f"chat_template_kwargs cannot set {name!r:.80}", param="chat_template_kwargs")
 
 
 def plain_message(message: Message) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from types import CodeType
 from typing import Any
 
 from ..errors import ModelError, RequestError
+from .call_messages import with_call_objects
 from .folder import read_json, read_text, read_tokenizer_config, special_tokens
 
 MAX_TEMPLATE = 100_000
@@ -56,6 +57,11 @@ class ChatTemplate:
     def available(self) -> bool:
         """Whether the folder has a template at all."""
         return bool(self._templates)
+
+    @property
+    def sources(self) -> str:
+        """All templates of the folder, one after the other."""
+        return "\n".join(self._templates.values())
 
     def render(
         self,
@@ -152,11 +158,11 @@ def _checked_message(message: Message, index: int, takes_parts: bool) -> dict[st
         raise RequestError(f"{where}: role must be a string, found {message.get('role')!r:.40}")
     content = message.get("content")
     if content is None or isinstance(content, str):
-        return dict(message)
+        return with_call_objects(message)
     if not isinstance(content, list | tuple):
         raise RequestError(f"{where}: content must be a string, a list of parts or None, not {type(content).__name__}")
     texts = [_part_text(part, f"{where}: content[{i}]") for i, part in enumerate(content)]
-    return {**message, "content": list(content) if takes_parts else "\n".join(texts)}
+    return {**with_call_objects(message), "content": list(content) if takes_parts else "\n".join(texts)}
 
 
 def _part_text(part: Any, where: str) -> str:

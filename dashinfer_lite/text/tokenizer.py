@@ -34,6 +34,9 @@ class Tokenizer(ABC):
     eos_token_ids: tuple[int, ...]
     """The tokens that end a text: generation_config.json's, else config.json's, else the tokenizer's own."""
 
+    joins_bytes: bool = True
+    """Whether a text is its tokens' `token_bytes`, one after the other, wherever they stand in it."""
+
     special_ids: frozenset[int]
     """The tokens that `skip_special_tokens` leaves out."""
 

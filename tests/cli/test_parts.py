@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from dashinfer_lite.model_defs import find_model
 
 from dashinfer_lite import ModelError
 from dashinfer_lite.cli import bench_meter
@@ -21,6 +20,7 @@ from dashinfer_lite.devices.reference import ReferenceDevice
 from dashinfer_lite.graph.build import build
 from dashinfer_lite.graph.program import Limits
 from dashinfer_lite.graph.quant import QuantPolicy
+from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.weights import to_float32
 
 

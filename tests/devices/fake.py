@@ -7,7 +7,7 @@ cannot be right in any case is asserted. `oracle` says what must come out, from 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -158,6 +158,7 @@ class FakeExecutable:
             )
             banned = _ints(record["banned_ids"], record["n_banned"])
             assert list(banned) == sorted(set(banned)) or len(banned) > 1
+            banned += _masked(record["mask"])
             knobs = Knobs(
                 *(float(record[name]) for name in Knobs._fields[:6]),
                 int(record["top_k"]),
@@ -259,7 +260,7 @@ class Expected(NamedTuple):
     """What must come out of one answer."""
 
     token_ids: list[int]
-    finish_reason: str  # "stop", "length", "nan" or "empty"
+    finish_reason: str  # "stop", "length", "nan", "empty", or "early": complete before min_tokens
     digests: list[int]  # of the text before each token
 
 
@@ -272,8 +273,12 @@ def oracle(
     span: int = 0,
     history_rope: bool = False,
     adapter: int = 0,
+    following: Callable[[list[int]], tuple[set[int], bool]] | None = None,
 ) -> Expected:
-    """One answer, one token after the other; without stop strings and bad words of several tokens."""
+    """One answer, one token after the other; without stop strings and bad words of several tokens.
+
+    `following` says which tokens of a grammar may follow an answer, and whether its text is complete.
+    """
     tokens = list(prompt)
     answer: list[int] = []
     digests: list[int] = []
@@ -297,6 +302,9 @@ def oracle(
             len(tokens),
         )
         banned = singles | (stops if len(answer) < params.min_tokens else set())
+        if following is not None:
+            more, is_complete = following(answer)
+            banned |= set(range(VOCAB)) - (more | stops if is_complete else more)
         token = pick(digest, knobs, banned, tokens if reads_history else ())
         if token is None:
             return Expected(answer, "empty", digests)
@@ -306,6 +314,8 @@ def oracle(
         answer.append(token)
         if token in stops:
             return Expected(answer, "stop", digests)
+        if following is not None and following(answer) == (set(), True):
+            return Expected(answer, "stop" if len(answer) >= params.min_tokens else "early", digests)
         if len(answer) == params.max_tokens or len(tokens) >= max_context:
             return Expected(answer, "length", digests)
 
@@ -323,6 +333,14 @@ def prompt_digest(prompt: Sequence[int], span: int = 0, history_rope: bool = Fal
 
 def _ints(address: int, count: int) -> tuple[int, ...]:
     return tuple((ctypes.c_int32 * int(count)).from_address(int(address))) if count else ()
+
+
+def _masked(address: int) -> tuple[int, ...]:
+    """The tokens that a mask forbids."""
+    if not address:
+        return ()
+    words = (ctypes.c_uint32 * -(-VOCAB // 32)).from_address(int(address))
+    return tuple(token for token in range(VOCAB) if not words[token // 32] >> token % 32 & 1)
 
 
 def _floats(address: int, count: int) -> tuple[float, ...]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dashinfer_lite.model_defs import find_model
 from model_folders import random_tensors, stored, tiny_config, write_model_folder, write_tensors
 from stepping import load
 
@@ -16,6 +15,7 @@ from dashinfer_lite.devices.reference import ReferenceDevice
 from dashinfer_lite.errors import CancelledError, ModelError
 from dashinfer_lite.graph.build import build
 from dashinfer_lite.graph.program import Limits, Program
+from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.weights import loader, open_weights
 
 CONFIG = tiny_config("llama", attention_bias=True)

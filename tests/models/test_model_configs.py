@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from dashinfer_lite.model_defs import find_model
 from model_folders import ARCHITECTURES, tiny_config
 
 from dashinfer_lite import model_defs
 from dashinfer_lite.errors import ModelError
+from dashinfer_lite.model_defs import find_model
 
 
 def config_of(family: str, **changes: Any) -> Any:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dashinfer_lite.model_defs import find_model
 from model_folders import random_tensors, tiny_config, write_model_folder
 from quantized_folders import awq, fp8, gptq, own, write_folder
 from safetensors.numpy import load_file
@@ -22,6 +21,7 @@ from dashinfer_lite.errors import ModelError, RequestError
 from dashinfer_lite.graph.instant_quant import instant_quant
 from dashinfer_lite.graph.quant import QuantPolicy, matrix_specs
 from dashinfer_lite.loading import LoadedModel, Options, load_model
+from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.weights import ModelFolder
 from dashinfer_lite.weights.grid import dequantize
 from dashinfer_lite.weights.save_quantized import save_quantized

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dashinfer_lite.model_defs import find_model
 
 from dashinfer_lite.devices.reference import ReferenceDevice
 from dashinfer_lite.devices.step import Step
 from dashinfer_lite.graph.build import build
 from dashinfer_lite.graph.program import Limits, Program
+from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.weights import ModelFolder
 from dashinfer_lite.weights.loader import load_weights
 

@@ -35,9 +35,9 @@ class CalledFunction(Struct, kw_only=True):
 class ToolCall(Struct, kw_only=True):
     """A call that the model asked for."""
 
-    function: CalledFunction
     id: str | None = None
     type: Literal["function"] = "function"
+    function: CalledFunction
 
 
 class Message(Struct, kw_only=True):
@@ -198,9 +198,9 @@ class ToolCallPiece(Struct, kw_only=True):
     """A piece of the `index`-th call; the first one has id, type and name."""
 
     index: int
-    function: FunctionDelta
     id: str | UnsetType = UNSET
     type: Literal["function"] | UnsetType = UNSET
+    function: FunctionDelta
 
 
 class AnswerDelta(Struct, kw_only=True):

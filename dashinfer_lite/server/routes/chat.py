@@ -9,41 +9,42 @@ from typing import TYPE_CHECKING, Any
 from msgspec import UNSET
 
 from dashinfer_lite.server.answers import PING, check_end, deltas
-from dashinfer_lite.server.assistant import Assistant
 from dashinfer_lite.server.chat_plan import ChatPlan
-from dashinfer_lite.server.errors import invalid
 from dashinfer_lite.server.logprobs import chat_logprobs
 from dashinfer_lite.server.protocol.chat import (
     Answer,
     AnswerDelta,
+    CalledFunction,
     Chat,
     ChatChoice,
     ChatChunk,
     ChatLogprobs,
     ChatRequest,
     ChunkChoice,
+    FinishReason,
     FunctionDelta,
+    ToolCall,
     ToolCallPiece,
 )
 from dashinfer_lite.server.sse import DONE, EventStream, event
 from dashinfer_lite.server.sse import PING as PING_EVENT
 from dashinfer_lite.server.usage import prompt_logprobs_of, usage_of
+from dashinfer_lite.tools import Parsed, ReasoningDelta, TextDelta, ToolCallDelta
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from dashinfer_lite.engine.request import Request
     from dashinfer_lite.server.answers import Delta, Token
+    from dashinfer_lite.server.protocol.common import Usage
     from dashinfer_lite.server.service import Service
 
 
 async def chat(service: Service, body: ChatRequest) -> Chat | EventStream:
     """Answer a conversation, at once or as a stream."""
     service.check_model(body.model)
-    if body.top_logprobs is not None and not body.logprobs:
-        raise invalid("top_logprobs needs logprobs: true", param="top_logprobs")
-    plan = ChatPlan.of_chat(service, body)
-    request = await plan.submit(service)
+    plan = await ChatPlan.of(service, body)
+    request = plan.submit(service)
     job = _Job(service, body, plan, request)
     if body.stream:
         return EventStream(job.events(), [request], service.folder)
@@ -62,7 +63,8 @@ class _Job:
         self._service = service
         self._body = body
         self._request = request
-        self._answers = [Assistant(plan.parser(service)) for _ in request.samples]
+        self._parsers = [plan.parser() for _ in request.samples]
+        self._answers = [Parsed() for _ in request.samples]
         self._head: dict[str, Any] = {
             "id": f"chatcmpl-{body.request_id or secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -73,16 +75,15 @@ class _Job:
         """The answers of a request that is done."""
         output = self._request.output()
         choices = []
-        for answer, found in zip(self._answers, output.outputs, strict=True):
-            answer.push(found.text)
-            answer.finish()
-            tokens = self._request.samples[found.index].tokens_from(0)[: self._request.samples[found.index].visible]
+        for answer, parser, found in zip(self._answers, self._parsers, output.outputs, strict=True):
+            answer.add([*parser.push(found.text), *parser.finish()])
+            sample = self._request.samples[found.index]
             choices.append(
                 ChatChoice(
                     index=found.index,
                     message=self._message(answer),
-                    logprobs=self._logprobs(tokens),
-                    finish_reason=answer.finish_reason(found.finish_reason),
+                    logprobs=self._logprobs(sample.tokens_from(0)[: sample.visible]),
+                    finish_reason=finish_reason(answer, found.finish_reason),
                     stop_reason=found.stop_reason,
                 )
             )
@@ -118,12 +119,13 @@ class _Job:
 
     def _pieces(self, delta: Delta) -> Iterator[ChunkChoice]:
         """What a delta adds to its answer, and its end as a piece of its own."""
-        answer = self._answers[delta.answer]
-        pieces = answer.push(delta.text)
+        answer, parser = self._answers[delta.answer], self._parsers[delta.answer]
+        pieces = parser.push(delta.text)
         if delta.finish_reason is not None:
-            pieces += answer.finish()
+            pieces += parser.finish()
+        answer.add(pieces)
         logprobs = self._logprobs(delta.tokens) if delta.tokens else None
-        shown = [_delta(piece) for piece in pieces if piece.kind != "reasoning" or self._shows_reasoning]
+        shown = [_delta(piece) for piece in pieces if self._shows_reasoning or not isinstance(piece, ReasoningDelta)]
         if logprobs is not None and not shown:
             shown = [AnswerDelta(content="")]
         for each in shown:
@@ -133,7 +135,7 @@ class _Job:
             yield ChunkChoice(
                 index=delta.answer,
                 delta=AnswerDelta(),
-                finish_reason=answer.finish_reason(delta.finish_reason),
+                finish_reason=finish_reason(answer, delta.finish_reason),
                 stop_reason=UNSET if delta.stop_reason is None else delta.stop_reason,
             )
 
@@ -144,35 +146,42 @@ class _Job:
     def _shows_reasoning(self) -> bool:
         return self._body.include_reasoning is not False
 
-    def _message(self, answer: Assistant) -> Answer:
-        reasoning = answer.reasoning if self._shows_reasoning else ""
+    def _message(self, answer: Parsed) -> Answer:
+        calls = [
+            ToolCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
+            for call in answer.calls
+        ]
         return Answer(
-            content=answer.text if answer.text or not answer.calls else None,
-            reasoning_content=reasoning or UNSET,
-            tool_calls=answer.calls or UNSET,
+            content=answer.text if answer.text or not calls else None,
+            reasoning_content=(answer.reasoning if self._shows_reasoning else "") or UNSET,
+            tool_calls=calls or UNSET,
         )
 
-    def _usage(self) -> Any:
-        return usage_of([self._request])
+    def _usage(self) -> Usage:
+        return usage_of([self._request], reasoning_tokens(self._service, self._answers))
 
 
-def _delta(piece: Any) -> AnswerDelta:
+def finish_reason(answer: Parsed, reason: str | None) -> FinishReason:
+    """How a message ended, given how its text did."""
+    if reason == "length":
+        return "length"
+    return "tool_calls" if answer.calls else "stop"
+
+
+def reasoning_tokens(service: Service, answers: Sequence[Parsed]) -> int:
+    """About how many tokens of the answers were thoughts."""
+    encode = service.llm.tokenizer.encode
+    return sum(len(encode(answer.reasoning, False)) for answer in answers if answer.reasoning)
+
+
+def _delta(piece: TextDelta | ReasoningDelta | ToolCallDelta) -> AnswerDelta:
     """A parsed piece as clients read it."""
-    if piece.kind == "text":
+    if isinstance(piece, TextDelta):
         return AnswerDelta(content=piece.text)
-    if piece.kind == "reasoning":
+    if isinstance(piece, ReasoningDelta):
         return AnswerDelta(reasoning_content=piece.text)
-    is_first = piece.name is not None
-    return AnswerDelta(
-        tool_calls=[
-            ToolCallPiece(
-                index=piece.call,
-                id=piece.id if is_first else UNSET,
-                type="function" if is_first else UNSET,
-                function=FunctionDelta(
-                    name=piece.name if is_first else UNSET,
-                    arguments=piece.text if piece.text or not is_first else "",
-                ),
-            )
-        ]
-    )
+    function = FunctionDelta(arguments=piece.arguments_delta)
+    if piece.id is None:
+        return AnswerDelta(tool_calls=[ToolCallPiece(index=piece.index, function=function)])
+    function.name = piece.name or ""
+    return AnswerDelta(tool_calls=[ToolCallPiece(index=piece.index, id=piece.id, type="function", function=function)])

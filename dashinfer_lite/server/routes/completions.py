@@ -20,6 +20,7 @@ from dashinfer_lite.server.protocol.completions import (
 from dashinfer_lite.server.sampling import sampling_params, submit_options
 from dashinfer_lite.server.sse import DONE, EventStream, event
 from dashinfer_lite.server.sse import PING as PING_EVENT
+from dashinfer_lite.server.structure import guided_of
 from dashinfer_lite.server.text import encode_prompts
 from dashinfer_lite.server.usage import prompt_logprobs_of, usage_of
 
@@ -38,9 +39,7 @@ async def complete(service: Service, body: CompletionRequest) -> Completion | Ev
     """Answer a completion request, at once or as a stream."""
     service.check_model(body.model)
     job = _Job(service, body)
-    special = body.add_special_tokens is not False
-    most = service.settings.max_prompts
-    prompts = await service.prepare(encode_prompts, service.llm, body.prompt, most, "prompt", special)
+    prompts = await service.prepare(job.prepare)
     requests = job.submit(prompts)
     if body.stream:
         return EventStream(job.events(requests), requests, service.folder)
@@ -71,7 +70,11 @@ class _Job:
         self._body = body
         self._scores_prompt = bool(body.echo) and body.logprobs is not None
         self._drops_answer = max_tokens == 0  # the engine always draws one token
-        more: dict[str, Any] = {"max_tokens": max(max_tokens, 1), "logprobs": body.logprobs}
+        more: dict[str, Any] = {
+            "max_tokens": max(max_tokens, 1),
+            "logprobs": body.logprobs,
+            "guided": guided_of(body),
+        }
         if self._scores_prompt:
             more["prompt_logprobs"] = max(body.logprobs or 0, body.prompt_logprobs or 0)
         self._params = sampling_params(service, body, **more)
@@ -80,6 +83,13 @@ class _Job:
             "created": int(time.time()),
             "model": service.name,
         }
+
+    def prepare(self) -> list[list[int]]:
+        """The prompts' token ids; a grammar is compiled. For a worker."""
+        llm, body = self._service.llm, self._body
+        llm.prepare(self._params)
+        special = body.add_special_tokens is not False
+        return encode_prompts(llm, body.prompt, self._service.settings.max_prompts, "prompt", special)
 
     def submit(self, prompts: Sequence[list[int]]) -> list[Request]:
         """Queue all prompts; none is left behind where one is refused."""

@@ -23,9 +23,7 @@ async def tokenize(service: Service, body: TokenizeRequest) -> Tokens:
     if body.prompt is not None:
         ids = await service.prepare(encode, llm, body.prompt, body.add_special_tokens is not False, "prompt")
     else:
-        wants_answer = body.add_generation_prompt is not False
-        variables = body.chat_template_kwargs or {}
-        ids = await service.prepare(encode_chat, llm, body.messages, body.tools, variables, wants_answer)
+        ids = await service.prepare(encode_chat, llm, body)
     spelled = [llm.tokenizer.id_to_token(token) for token in ids] if body.return_token_strs else UNSET
     return Tokens(count=len(ids), max_model_len=llm.engine.max_context, tokens=ids, token_strs=spelled)
 
