@@ -14,6 +14,7 @@ from dashinfer_lite.server.protocol.chat import Chat, ChatChunk, ChatRequest
 from dashinfer_lite.server.protocol.common import ErrorReply, ModelCard, ModelList
 from dashinfer_lite.server.protocol.completions import Completion, CompletionRequest
 from dashinfer_lite.server.protocol.embeddings import EmbeddingReply, EmbeddingRequest
+from dashinfer_lite.server.protocol.responses import ResponseEvent, ResponseObject, ResponseRequest
 from dashinfer_lite.server.protocol.tokens import (
     DetokenizeRequest,
     Status,
@@ -25,6 +26,7 @@ from dashinfer_lite.server.protocol.tokens import (
 from dashinfer_lite.server.routes.chat import chat
 from dashinfer_lite.server.routes.completions import complete
 from dashinfer_lite.server.routes.embeddings import embed
+from dashinfer_lite.server.routes.responses import respond
 from dashinfer_lite.server.routes.tokens import detokenize, tokenize
 from dashinfer_lite.server.service import Service
 
@@ -42,6 +44,7 @@ class Post(NamedTuple):
 POSTS: Final[dict[str, Post]] = {
     "/v1/chat/completions": Post("Answer a conversation", chat, ChatRequest, Chat, ChatChunk),
     "/v1/completions": Post("Continue texts", complete, CompletionRequest, Completion, Completion),
+    "/v1/responses": Post("Answer, statelessly", respond, ResponseRequest, ResponseObject, ResponseEvent),
     "/v1/embeddings": Post("Vectors of texts", embed, EmbeddingRequest, EmbeddingReply),
     "/tokenize": Post("Token ids of a text or a conversation", tokenize, TokenizeRequest, Tokens),
     "/detokenize": Post("Text of token ids", detokenize, DetokenizeRequest, Text),
