@@ -33,9 +33,14 @@ PAGE_TYPES = {
     ".css": "text/css",
     ".svg": "image/svg+xml",
 }
-# The page is ours alone: it loads nothing from elsewhere, talks to this server only, and sits in nobody's frame.
+# The page is ours alone: it loads nothing from elsewhere, talks to this server only, and sits in nobody's frame. What a
+# model writes can become neither script nor style nor markup: strings of HTML are refused altogether.
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
 PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
+    "Content-Security-Policy": PAGE_POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
