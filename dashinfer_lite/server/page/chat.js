@@ -1,9 +1,9 @@
-// The conversation: sends messages, shows answers as they come, and what they cost.
+// The conversation: what is sent, and the answers to it.
 
 import { events } from "./api.js";
-import { byId, copy, count, duration, make, once, rate } from "./dom.js";
-import { codeBlock, show } from "./markdown.js";
+import { byId, make, once } from "./dom.js";
 import { sampling, withSystem } from "./settings.js";
+import { Turn } from "./turn.js";
 
 const PERSON = `{
   "type": "object",
@@ -20,11 +20,12 @@ const IDEAS = [
   { text: "What is the capital of France?" },
   { text: "Joan Park works as a painter in Prague.\n\nWrite the name, job and city as a JSON object.", schema: PERSON },
 ];
+const NEAR_END_PX = 80; // who has scrolled further up than this reads, and is left there
 
-const [log, turns, form, message] = ["log", "turns", "composer", "message"].map(byId);
+const [log, list, form, message] = ["log", "turns", "composer", "message"].map(byId);
 const [json, schemaBox, schema, schemaError] = ["json", "schema-box", "schema", "schema-error"].map(byId);
 
-let messages = [];
+let turns = [];
 let running = null; // the AbortController of the answer that is being written
 
 export function setUpChat() {
@@ -53,8 +54,7 @@ export function stopChat() {
 }
 
 function idea({ text, schema: wanted }) {
-  const words = text.split("\n\n");
-  const button = make("button", { type: "button" }, ...words.map((part) => make("span", {}, part)));
+  const button = make("button", { type: "button" }, ...text.split("\n\n").map((part) => make("span", {}, part)));
   button.addEventListener("click", () => {
     json.checked = Boolean(wanted);
     schemaBox.hidden = !wanted;
@@ -67,22 +67,27 @@ function idea({ text, schema: wanted }) {
 
 function clear() {
   stopChat();
-  messages = [];
-  turns.replaceChildren();
+  turns = [];
+  list.replaceChildren();
   byId("welcome").hidden = false;
   message.focus();
 }
 
 function send() {
-  const content = message.value.trim();
-  const fields = content && !running ? request() : null;
+  const question = message.value.trim();
+  const fields = question && !running ? request() : null;
   if (!fields) return;
   message.value = "";
   grow();
-  byId("welcome").hidden = true;
-  messages.push({ role: "user", content });
-  turns.append(make("li", { className: "turn user" }, make("div", { className: "text" }, content)));
-  answer(fields);
+  answer(question, fields);
+}
+
+/** Answer a message again, in place of its answer and of whatever came after it. */
+function again(turn) {
+  const fields = running ? null : request();
+  if (!fields) return;
+  for (const gone of turns.splice(turns.indexOf(turn))) gone.remove();
+  answer(turn.question, fields);
 }
 
 /** The fields beside the messages; null where the settings or the schema are wrong, which is then shown. */
@@ -96,55 +101,41 @@ function request() {
     return { ...fields, response_format: { type: "json_schema", json_schema: described } };
   } catch (error) {
     schemaError.textContent = `This is not JSON: ${error.message}`;
-    schemaBox.hidden = false;
     schema.focus();
     return null;
   }
 }
 
-async function answer(fields) {
-  const turn = new Turn(Boolean(fields.response_format), () => again(turn, fields));
-  const asked = messages;
-  turns.append(turn.element);
+async function answer(question, fields) {
+  const before = turns.flatMap((turn) => turn.messages());
+  const turn = new Turn(question, Boolean(fields.response_format), again);
+  turns.push(turn);
+  byId("welcome").hidden = true;
+  list.append(...turn.elements);
   toEnd();
-  running = new AbortController();
-  setRunning(true);
+  const stop = new AbortController();
+  setRunning(stop);
   try {
-    const body = { ...fields, messages: withSystem(asked), stream: true, stream_options: { include_usage: true } };
-    for await (const event of events("v1/chat/completions", body, running.signal)) {
-      const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+    const messages = withSystem([...before, { role: "user", content: question }]);
+    const body = { ...fields, messages, stream: true, stream_options: { include_usage: true } };
+    for await (const event of events("v1/chat/completions", body, stop.signal)) {
       turn.add(event);
-      if (isAtEnd) toEnd();
+      if (log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END_PX) toEnd();
     }
     turn.finish("done");
   } catch (error) {
-    turn.finish(error.name === "AbortError" ? "stopped" : "failed", error);
+    turn.finish(stop.signal.aborted ? "stopped" : "failed", error);
   }
-  running = null;
-  setRunning(false);
-  if (asked !== messages) return; // a new chat was begun meanwhile
-  if (turn.text) messages.push({ role: "assistant", content: turn.text });
-  toEnd();
+  if (running === stop) setRunning(null);
+  if (turns.at(-1) === turn) toEnd();
 }
 
-/** Answer the same message again, in place of this answer and whatever came after it. */
-function again(turn, fields) {
-  if (running) return;
-  const place = [...turns.children].indexOf(turn.element);
-  const before = [...turns.children].slice(0, place);
-  messages = before.map((each) => ({
-    role: each.classList.contains("user") ? "user" : "assistant",
-    content: each.classList.contains("user") ? each.textContent : each.dataset.text,
-  })).filter(({ content }) => content);
-  turns.replaceChildren(...before);
-  answer(fields);
-}
-
-function setRunning(isRunning) {
-  byId("send").hidden = isRunning;
-  byId("stop").hidden = !isRunning;
-  log.ariaBusy = String(isRunning);
-  if (isRunning) byId("status").textContent = "The model is answering.";
+function setRunning(stop) {
+  running = stop;
+  byId("send").hidden = Boolean(stop);
+  byId("stop").hidden = !stop;
+  log.ariaBusy = String(Boolean(stop));
+  if (stop) byId("status").textContent = "The model is answering.";
 }
 
 const toEnd = once(() => (log.scrollTop = log.scrollHeight));
@@ -152,98 +143,4 @@ const toEnd = once(() => (log.scrollTop = log.scrollHeight));
 function grow() {
   message.style.height = "auto";
   message.style.height = `${Math.min(message.scrollHeight, 240)}px`;
-}
-
-/** One answer, growing. */
-class Turn {
-  text = "";
-  #thoughts = "";
-  #usage = null;
-  #pieces = 0;
-  #began = performance.now();
-  #first = null;
-  #last = null;
-  #isJson;
-
-  constructor(isJson, retry) {
-    this.#isJson = isJson;
-    this.body = make("div", { className: "text" });
-    this.figures = make("ul", { className: "figures" });
-    const copyButton = make("button", { type: "button", className: "quiet" }, "Copy");
-    copyButton.addEventListener("click", () => copy(this.text, copyButton));
-    const retryButton = make("button", { type: "button", className: "quiet" }, "Try again");
-    retryButton.addEventListener("click", retry);
-    const actions = make("p", { className: "actions" }, copyButton, retryButton);
-    const foot = make("div", { className: "foot" }, this.figures, actions);
-    this.element = make("li", { className: "turn model" }, this.body, foot);
-    this.element.dataset.state = "waiting";
-    this.draw = once(() => this.#draw());
-  }
-
-  /** Take in an event of the stream. */
-  add({ choices, usage }) {
-    this.#usage = usage ?? this.#usage;
-    const delta = choices[0]?.delta;
-    if (!delta?.content && !delta?.reasoning_content) return;
-    this.#last = performance.now();
-    this.#first ??= this.#last;
-    this.#pieces++;
-    this.text += delta.content ?? "";
-    this.#thoughts += delta.reasoning_content ?? "";
-    this.element.dataset.state = "streaming";
-    this.draw();
-  }
-
-  /** `state`: done, stopped or failed. */
-  finish(state, error) {
-    Object.assign(this.element.dataset, { state, text: this.text });
-    this.#draw();
-    if (state === "failed") this.body.append(make("p", { className: "error" }, error.message));
-    const said = { done: this.text, stopped: "Stopped.", failed: error?.message }[state];
-    byId("status").textContent = said;
-  }
-
-  #draw() {
-    const { state } = this.element.dataset;
-    if (this.#thoughts) this.#showThoughts();
-    if (this.#isJson) this.#showJson(state === "done");
-    else show((this.answer ??= this.body.appendChild(make("div", { className: "markdown" }))), this.text);
-    this.figures.replaceChildren(...this.#figures().map(([value, words]) => make("li", {}, make("b", {}, value), ` ${words}`)));
-  }
-
-  #showThoughts() {
-    if (!this.thoughts) {
-      this.thoughts = make("div", { className: "markdown" });
-      this.body.prepend(make("details", {}, make("summary", {}, "Thoughts"), this.thoughts));
-    }
-    show(this.thoughts, this.#thoughts);
-  }
-
-  #showJson(isWhole) {
-    let text = this.text;
-    try {
-      if (isWhole) text = JSON.stringify(JSON.parse(text), null, 2);
-    } catch {
-      // an answer that the token limit cut short is shown as it came
-    }
-    const block = codeBlock(text, "json");
-    if (this.answer) this.answer.replaceWith(block);
-    else this.body.append(block);
-    this.answer = block;
-  }
-
-  #figures() {
-    if (this.#first === null) return [];
-    const tokens = this.#usage?.completion_tokens ?? this.#pieces;
-    const spent = this.#last - this.#first;
-    const found = [];
-    if (tokens > 1 && spent > 0) found.push([rate((1000 * (tokens - 1)) / spent), "tok/s"]);
-    found.push([duration(this.#first - this.#began), "to the first token"]);
-    found.push([count(tokens), tokens === 1 ? "token" : "tokens"]);
-    if (this.#usage) {
-      const { prompt_tokens: prompt, prompt_tokens_details: details } = this.#usage;
-      found.push([`${count(details?.cached_tokens ?? 0)} of ${count(prompt)}`, "prompt tokens cached"]);
-    }
-    return found;
-  }
 }

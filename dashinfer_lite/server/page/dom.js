@@ -13,7 +13,7 @@ const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const tenths = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
 
 export const count = (value) => whole.format(value);
-export const rate = (value) => (value < 100 ? tenths : whole).format(value);
+export const rate = (value) => (value > 0 && value < 100 ? tenths : whole).format(value);
 export const percent = (share) => `${(share > 0 && share < 0.1 ? tenths : whole).format(100 * share)} %`;
 export const duration = (ms) => (ms < 1000 ? `${whole.format(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
 

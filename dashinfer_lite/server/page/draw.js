@@ -46,12 +46,14 @@ export function strokes(canvas, lane, span, now) {
   context.fillStyle = colour;
   context.globalAlpha = 0.35;
   for (let at = 2; at < x(begin) - 3; at += 6) context.fillRect(at, height / 2 - 0.75, 2, 1.5);
-  const thin = Math.max(1, Math.min(2.5, (width / span) * lane.gap * 0.6));
+  let left = -Infinity;
   lane.times.forEach((ms, i) => {
     const sure = lane.sureness[i];
     const tall = 3 + sure * (height - 5);
+    const wide = Math.max(0.5, Math.min(2, 0.6 * (x(ms) - left)));
+    left = x(ms);
     context.globalAlpha = 0.35 + 0.65 * sure;
-    context.fillRect(x(ms), (height - tall) / 2, thin, tall);
+    context.fillRect(left, (height - tall) / 2, wide, tall);
   });
   context.globalAlpha = 1;
   if (lane.end !== null) context.fillRect(x(lane.end) + 1, 1, 2, height - 2);

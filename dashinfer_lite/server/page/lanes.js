@@ -108,7 +108,7 @@ class Run {
     } finally {
       clearInterval(timer);
       this.#tick();
-      for (const lane of this.lanes) lane.end ??= this.#now;
+      for (const lane of this.lanes) lane.close(this.#now);
       this.isRunning = false;
       this.draw();
     }
@@ -132,9 +132,10 @@ class Run {
 
   #add({ index, text, logprobs, finish_reason: reason }) {
     const drawn = logprobs?.token_logprobs ?? [];
-    this.lanes[index].add(text, drawn, reason);
+    const now = this.#elapsed();
+    this.lanes[index].add(now, text, drawn, reason);
     this.#total += drawn.length;
-    this.#recent.push([this.#elapsed(), drawn.length]);
+    this.#recent.push([now, drawn.length]);
   }
 
   #elapsed() {
@@ -142,9 +143,8 @@ class Run {
   }
 
   #tick() {
-    const before = this.#now;
     this.#now = this.#elapsed();
-    for (const lane of this.lanes) lane.settle(before, this.#now);
+    for (const lane of this.lanes) lane.settle();
     this.#recent = this.#recent.filter(([ms]) => ms > this.#now - WINDOW_MS);
     const tokensNow = this.#recent.reduce((sum, [, amount]) => sum + amount, 0);
     this.#rates.push((1000 * tokensNow) / Math.min(WINDOW_MS, Math.max(this.#now, FRAME_MS)));
@@ -152,14 +152,13 @@ class Run {
   }
 
   draw() {
-    const writing = this.lanes.filter((lane) => lane.end === null && lane.times.length).length;
-    const done = this.lanes.filter((lane) => lane.end !== null).length;
+    const those = (state) => this.lanes.filter((lane) => lane.state === state).length;
     const mean = this.#now ? (1000 * this.#total) / this.#now : 0;
     const figures = {
       rate: rate(this.isRunning ? this.#rates.at(-1) ?? 0 : mean),
-      waiting: count(this.lanes.length - writing - done),
-      writing: count(writing),
-      done: count(done),
+      waiting: count(those("waiting")),
+      writing: count(those("writing")),
+      done: count(those("done")),
       total: count(this.#total),
       time: (this.#now / 1000).toFixed(1),
     };
@@ -175,9 +174,9 @@ class Lane {
   times = [];
   sureness = []; // the probability of each token
   end = null;
-  gap = 20; // ms between tokens, about
   #text = "";
   #fresh = []; // what came since the last frame
+  #came = 0; // when the newest of it did
   #hasEnded = false;
 
   constructor(index, prompt, hue) {
@@ -194,25 +193,36 @@ class Lane {
     this.element = make("li", { className: `lane hue-${hue % HUES}` }, number, this.canvas, this.tail, this.amount);
   }
 
-  add(text, logprobs, reason) {
+  add(ms, text, logprobs, reason) {
+    this.#came = ms;
     this.#text += text;
     this.#fresh.push(...logprobs.map((logprob) => Math.exp(logprob ?? 0)));
     this.#hasEnded ||= Boolean(reason);
   }
 
-  /** Give what came between two frames its places between them: a browser hands over events in bunches. */
-  settle(before, now) {
-    const step = (now - before) / Math.max(this.#fresh.length, 1);
+  /** Give what came in a bunch, as browsers hand it over, even places since the last token before it. */
+  settle() {
+    let at = this.times.at(-1) ?? this.#came;
+    const step = (this.#came - at) / Math.max(this.#fresh.length, 1);
     for (const sure of this.#fresh.splice(0)) {
-      this.times.push((before += step));
+      this.times.push((at += step));
       this.sureness.push(sure);
     }
-    if (this.times.length > 1) this.gap = (this.times.at(-1) - this.times[0]) / (this.times.length - 1);
-    if (this.#hasEnded) this.end ??= this.times.at(-1) ?? now;
+    if (this.#hasEnded) this.end ??= this.#came;
+  }
+
+  /** Nothing more will come. */
+  close(ms) {
+    this.end ??= ms;
+  }
+
+  get state() {
+    if (this.end !== null) return this.#hasEnded ? "done" : "stopped";
+    return this.times.length ? "writing" : "waiting";
   }
 
   draw(span, now) {
-    this.element.dataset.state = this.end !== null ? "done" : this.times.length ? "writing" : "waiting";
+    this.element.dataset.state = this.state;
     this.#show();
     this.amount.textContent = this.times.length ? count(this.times.length) : "";
     strokes(this.canvas, this, span, now);

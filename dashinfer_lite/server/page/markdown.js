@@ -3,14 +3,16 @@
 
 import { make } from "./dom.js";
 
+const DEEPEST = 8; // quotes inside quotes
+
 /** Shows a text in an element; parts that have not changed since the last call are left as they are. */
-export function show(element, text) {
+export function show(element, text, depth = 0) {
   const parts = split(text);
   const old = element.parts ?? [];
   let same = 0;
   while (same < parts.length && same < old.length && parts[same] === old[same]) same++;
   while (element.childNodes.length > same) element.lastChild.remove();
-  for (const part of parts.slice(same)) element.append(block(part.split("\n")));
+  for (const part of parts.slice(same)) element.append(block(part.split("\n"), depth));
   element.parts = parts;
 }
 
@@ -72,16 +74,16 @@ function kind(line) {
   return /^ *\|.*\|/.test(line) ? "table" : "p";
 }
 
-function block(lines) {
+function block(lines, depth) {
   const [first] = lines;
   const fence = FENCE.exec(first);
   if (fence) return code(lines, fence);
   const heading = HEADING.exec(first);
   if (heading) return fill(make(`h${Math.min(heading[1].length + 2, 6)}`), heading[2]);
   if (RULE.test(first)) return make("hr");
-  if (QUOTE.test(first)) {
+  if (QUOTE.test(first) && depth < DEEPEST) {
     const quote = make("blockquote");
-    show(quote, lines.map((line) => line.replace(QUOTE, "")).join("\n"));
+    show(quote, lines.map((line) => line.replace(QUOTE, "")).join("\n"), depth + 1);
     return quote;
   }
   if (lines.length > 1 && first.includes("|") && DIVIDER.test(lines[1])) return table(lines);
@@ -168,11 +170,14 @@ const INLINE = [
   [/^\*(?=[^\s*])([^*]*?[^\s*])\*(?!\*)/, (m) => fill(make("em"), m[1])],
   [/^_(?=[^\s_])([^_]*?[^\s_])_(?!\w)/, (m) => fill(make("em"), m[1])],
   [/^~~(?=\S)([\s\S]*?\S)~~/, (m) => fill(make("del"), m[1])],
-  [/^!?\[([^\]\n]*)\]\(\s*(\S+?)(?:\s+"[^"]*")?\s*\)/, (m) => link(m[2], m[1], m[0])],
+  [/^!?\[([^\]\n]*)\]\(\s*((?:[^\s()]|\([^\s()]*\))+)(?:\s+"[^"]*")?\s*\)/, (m) => link(m[2], m[1], m[0])],
   [/^<?(https?:\/\/[^\s<>"')\]]*[^\s<>"')\].,;:!?])>?/, (m) => link(m[1], m[1], m[0])],
   [/^\\([\\`*_{}[\]()#+.!|~>-])/, (m) => document.createTextNode(m[1])],
   [/^ {2,}\n/, () => make("br")],
 ];
+
+const MARKS = "*_~`";
+const REACH = 2000; // characters in which what a mark begins must end
 
 /** The nodes of a line's text. */
 function inline(text) {
@@ -181,7 +186,9 @@ function inline(text) {
   for (let at = 0; at < text.length; ) {
     const node = special(text, at);
     if (!node) {
-      plain += text[at++];
+      const begin = at++;
+      while (MARKS.includes(text[at]) && text[at] === text[begin]) at++; // a run of marks is looked at once
+      plain += text.slice(begin, at);
       continue;
     }
     if (plain) nodes.push(document.createTextNode(plain));
@@ -196,7 +203,7 @@ function inline(text) {
 function special(text, at) {
   if (!"`*_~![<h\\ ".includes(text[at])) return null;
   if ("_h".includes(text[at]) && /\w/.test(text[at - 1] ?? "")) return null;
-  const rest = text.slice(at, at + 2000);
+  const rest = text.slice(at, at + REACH);
   for (const [pattern, build] of INLINE) {
     const found = pattern.exec(rest);
     if (found) return { made: build(found), length: found[0].length };
