@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from asgi import Client
+from waiting import WAIT_S, is_idle, wait_until
 
 pytest.importorskip("dashinfer_lite._native", reason="the package was not built")
 for extra in ("starlette", "uvicorn", "msgspec", "prometheus_client", "llguidance"):
@@ -17,8 +17,6 @@ for extra in ("starlette", "uvicorn", "msgspec", "prometheus_client", "llguidanc
 
 from dashinfer_lite import LLM  # noqa: E402 — after what may be missing
 from dashinfer_lite.server import Settings, create_app  # noqa: E402
-
-WAIT_S = 100
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +56,10 @@ def serve_app() -> Iterator[Callable[..., str]]:
 
     running: list[tuple[Any, threading.Thread]] = []
 
-    def serve(app: Any, protocol: Any = None) -> str:
+    def serve(app: Any, protocol: Any = None, send_buffer: int = 0) -> str:
         bound = socket.socket()
+        if send_buffer:  # connections inherit it
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
         http = protocol or limited_protocol()
@@ -76,17 +76,3 @@ def serve_app() -> Iterator[Callable[..., str]]:
         server.should_exit = True
         thread.join(WAIT_S)
         assert not thread.is_alive()
-
-
-def is_idle(llm: LLM) -> bool:
-    """Whether nothing is computed, waits, or holds a block."""
-    engine = llm.engine.metrics()
-    return not (engine["running"] or engine["waiting"] or engine["kv_blocks_used"])
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what must come; only a mistake takes so long."""
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.005)
