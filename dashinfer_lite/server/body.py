@@ -76,24 +76,21 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 def _bad_value(message: str) -> ApiError:
-    unknown = re.search(r"unknown field `(.{1,64})", message)
-    if unknown is not None:
-        path = _path(message)
-        param = ".".join(filter(None, [path, unknown[1].rstrip("`")]))
-        return invalid(f"unknown parameter: {param}", param=param, code="unknown_parameter")
-    missing = re.search(r"missing required field `(\w+)`", message)
-    if missing is not None:
-        param = ".".join(filter(None, [_path(message), missing[1]]))
-        return invalid(f"missing parameter: {param}", param=param, code="missing_parameter")
-    path = _path(message)
-    what = message.partition(" - at ")[0]
+    """What a message of msgspec says, such as "Expected `int`, got `str` - at `$.n`"."""
+    what, path = _parted(message)
+    for kind, code in (("unknown", "unknown_parameter"), ("missing required", "missing_parameter")):
+        found = re.search(rf"{kind} field `(.{{0,64}})", what, re.DOTALL)
+        if found is not None:
+            param = ".".join(filter(None, [path, found[1].removesuffix("`")]))
+            return invalid(f"{kind.split()[0]} parameter: {param}", param=param, code=code)
     return invalid(f"{path or 'the body'}: {_plain(what)}", param=path or None, code="invalid_value")
 
 
-def _path(message: str) -> str:
-    """The place that a message of msgspec names: "stop[0]" of "… - at `$.stop[0]`"."""
-    found = re.search(r" - at .*`\$\.?([^`]*)`$", message)
-    return found[1] if found else ""
+def _parted(message: str) -> tuple[str, str]:
+    """What is wrong, and where: "stop[0]" of "… - at `$.stop[0]`"."""
+    what, mark, where = message.rpartition(" - at ")
+    found = re.search(r"`\$\.?([^`]*)`$", where)
+    return (what, found[1]) if mark and found else (message, "")
 
 
 def _plain(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, Final
 
 HEADER_TIMEOUT_S: Final = 10.0
@@ -12,15 +13,13 @@ MAX_HEADER_BYTES: Final = 96 << 10  # of a request on its way; what has arrived 
 
 
 @cache
-def limited_protocol(write_timeout_s: float = WRITE_TIMEOUT_S, header_timeout_s: float = HEADER_TIMEOUT_S) -> type:
-    """uvicorn's HTTP protocol, httptools' where that is installed, with limits on what a client may keep waiting."""
-    base: Any
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as base  # noqa: N813
-    except ImportError:
-        from uvicorn.protocols.http.h11_impl import H11Protocol as base  # noqa: N813
+def limited_protocol(
+    write_timeout_s: float = WRITE_TIMEOUT_S, header_timeout_s: float = HEADER_TIMEOUT_S, base: str | None = None
+) -> type:
+    """uvicorn's HTTP protocol with limits on what a client may keep waiting; see `_protocol` for `base`."""
+    protocol: Any = _protocol(base)
 
-    class LimitedProtocol(base):  # type: ignore[misc]
+    class LimitedProtocol(protocol):  # type: ignore[misc]
         """One connection."""
 
         _patience: asyncio.TimerHandle | None = None
@@ -76,3 +75,16 @@ def limited_protocol(write_timeout_s: float = WRITE_TIMEOUT_S, header_timeout_s:
                 timer.cancel()
 
     return LimitedProtocol
+
+
+def _protocol(base: str | None) -> type:
+    """The protocol over "httptools" or "h11"; None: over httptools where that is installed."""
+    if base is None:
+        base = "httptools" if find_spec("httptools") else "h11"
+    if base == "httptools":
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+        return HttpToolsProtocol
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    return H11Protocol

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from dashinfer_lite.server.body import read_body
@@ -39,6 +39,9 @@ class Endpoint(Generic[T]):
         try:
             service.check_open()
             body = await read_body(request, self._kind, service.settings.max_body, service.settings.body_timeout_s)
+        except ClientDisconnect:
+            service.metrics.disconnects.inc()
+            return
         except Exception as error:
             await as_api_error(error).response()(scope, receive, send)
             return

@@ -90,7 +90,7 @@ def as_api_error(error: Exception, folder: str = "") -> ApiError:
 
 def _named_param(message: str) -> str | None:
     """The parameter that a message begins with, as in "temperature is 3; …"."""
-    found = re.match(r"([a-z_]+)(?:\[\d+\])* (?:is|has|must|cannot)\b", message)
+    found = re.match(r"([a-z_]+)(?:\[\d+\])* (?:is|has|must|cannot|names)\b", message)
     return found[1] if found else None
 
 

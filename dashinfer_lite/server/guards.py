@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from typing import TYPE_CHECKING, Any, Final
 
@@ -96,9 +97,10 @@ def _digest(key: str | bytes) -> bytes:
 
 
 def _host_name(host: bytes) -> str:
-    """The host without its port; an IPv6 address keeps its brackets."""
-    name = host.decode("latin-1").lower()
-    return name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
+    """The host without its port; an IPv6 address keeps its brackets, and what is no host and port stays whole."""
+    text = host.decode("latin-1").lower()
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::\d*)?", text)
+    return found[1] if found else text
 
 
 def _request_id(headers: dict[bytes, bytes]) -> bytes:

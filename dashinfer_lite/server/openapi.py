@@ -86,7 +86,7 @@ def _document() -> bytes:
     text = {"description": "Prometheus' text format", "content": {"text/plain": {"schema": {"type": "string"}}}}
     paths["/metrics"] = {"get": {"summary": "Measurements", "responses": {"200": text}}}
     document = {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {"title": "DashInfer Lite", "version": __version__},
         "paths": paths,
         "components": {
@@ -101,13 +101,20 @@ def _document() -> bytes:
 def _post(post: Post) -> dict[str, Any]:
     answer = _content(post.reply)
     if post.event is not None:
-        answer["content"]["text/event-stream"] = {"schema": {"type": "string"}, "itemSchema": _ref(post.event)}
+        answer["content"]["text/event-stream"] = {"itemSchema": _event(post.event)}
     return {
         "summary": post.summary,
         "description": post.request.__doc__,
         "requestBody": {"required": True, **_json(post.request)},
         "responses": {"200": answer, **_errors(*_POST_ERRORS)},
     }
+
+
+def _event(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """A server-sent event: its data is the object as JSON, or the word that ends a stream."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": _ref(kind)}
+    properties = {"event": {"type": "string"}, "data": {"anyOf": [data, {"const": "[DONE]"}]}}
+    return {"type": "object", "properties": properties, "required": ["data"]}
 
 
 def _content(kind: type[msgspec.Struct]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dashinfer_lite.errors import RequestError
 from dashinfer_lite.guided import Guided
 from dashinfer_lite.server.errors import invalid
 from dashinfer_lite.server.protocol.chat import JsonSchema
@@ -34,7 +35,7 @@ def _structured(body: Sampling) -> dict[str, Guided]:
         "grammar": given.grammar,
         "json_object": given.json_object,
     }
-    return {"structured_outputs": Guided(**{kind: value for kind, value in kinds.items() if value})}
+    return {"structured_outputs": _guided("structured_outputs", {k: value for k, value in kinds.items() if value})}
 
 
 def _legacy(body: Sampling) -> dict[str, Guided]:
@@ -44,7 +45,7 @@ def _legacy(body: Sampling) -> dict[str, Guided]:
         "guided_choice": ("choice", body.guided_choice),
         "guided_grammar": ("grammar", body.guided_grammar),
     }
-    return {name: Guided(**{kind: value}) for name, (kind, value) in given.items() if value is not None}
+    return {name: _guided(name, {kind: value}) for name, (kind, value) in given.items() if value is not None}
 
 
 def _formatted(response_format: ResponseFormat | None) -> dict[str, Guided]:
@@ -54,5 +55,12 @@ def _formatted(response_format: ResponseFormat | None) -> dict[str, Guided]:
         schema = response_format.json_schema.schema
         if schema is None:
             return {"response_format": Guided(json_object=True)}
-        return {"response_format": Guided(json_schema=schema)}
+        return {"response_format": _guided("response_format", {"json_schema": schema})}
     return {}
+
+
+def _guided(param: str, fields: dict[str, Any]) -> Guided:
+    try:
+        return Guided(**fields)
+    except RequestError as error:
+        raise invalid(f"{param}: {error}", param=param) from None

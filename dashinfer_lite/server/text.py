@@ -52,7 +52,10 @@ def encode_prompts(
 ) -> list[list[int]]:
     """The ids of each prompt."""
     listed = list_prompts(prompts, most, param)
-    return [encode(llm, item, add_special_tokens, param) if isinstance(item, str) else item for item in listed]
+    ids = [encode(llm, item, add_special_tokens, param) if isinstance(item, str) else item for item in listed]
+    if not all(ids):
+        raise invalid(f"{param} is empty; it must have at least one token", param=param)
+    return ids
 
 
 def encode_chat(llm: LLM, body: TokenizeRequest) -> list[int]:

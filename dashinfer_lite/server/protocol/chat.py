@@ -19,9 +19,10 @@ from dashinfer_lite.server.protocol.sampling import Sampling, TopLogprobs
 # ---- the request ---------------------------------------------------------------------------------------------------
 
 
-class TextPart(Struct, kw_only=True, tag_field="type", tag="text"):
+class TextPart(Struct, kw_only=True):
     """A piece of a message's text."""
 
+    type: Literal["text"]
     text: str
 
 

@@ -9,20 +9,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from dashinfer_lite.server.protocol.common import PromptLogprobs, TokenId, Usage
 from dashinfer_lite.server.protocol.sampling import Sampling, TopLogprobs
 
-PROMPT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1},
-        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-        {
-            "type": "array",
-            "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-            "minItems": 1,
-        },
-    ]
-}
-# A text, texts, token ids, or lists of token ids; which of them is found out when the prompts are listed.
-Prompts = Annotated[str | list[str | TokenId | list[TokenId]], Meta(extra_json_schema=PROMPT_SCHEMA)]
+# A text, texts, token ids, or lists of token ids; that a list does not mix them is seen when it is taken apart.
+Prompts = str | list[str | TokenId | list[TokenId]]
 
 
 class CompletionRequest(Sampling, kw_only=True, forbid_unknown_fields=True):

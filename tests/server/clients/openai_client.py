@@ -27,7 +27,9 @@ FORECAST: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
 def chats(client: openai.OpenAI, model: str) -> None:
-    whole = client.chat.completions.create(model=model, messages=SUM, temperature=0, max_completion_tokens=20, store=True)
+    whole = client.chat.completions.create(
+        model=model, messages=SUM, temperature=0, max_completion_tokens=20, store=True
+    )
     assert whole.choices[0].message.content == "17 + 25 = 42" and whole.choices[0].finish_reason == "stop"
     assert whole.usage is not None and whole.usage.total_tokens == whole.usage.prompt_tokens + 11
     stream = client.chat.completions.create(
