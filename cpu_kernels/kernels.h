@@ -98,6 +98,16 @@ struct KvWrite {
     const int32_t* offset_of;  // [T] its index in that block
 };
 
+constexpr int kMaxExperts = 1024;
+
+// The experts of each token and their weights: y[T,2k] = k ids in ascending order as int32, then k weights.
+struct Route {
+    View logits, y;  // fp32 [T,E], fp32 [T,2k]
+    int32_t experts, chosen;
+    bool renormalize;  // the weights of a token add up to 1, before `scale`
+    float scale;
+};
+
 // One attention task: query rows [row0, row1) of one sequence and KV head over one split of the cache. Row r of a
 // sequence is (token r / group, head r % group); group = q_heads / kv_heads.
 struct Attention {
@@ -167,6 +177,12 @@ struct KernelTable {
     void (*scale)(const View& y, const View& a, float s, int m0, int m1);
     void (*softcap)(const View& y, const View& a, float cap, int m0, int m1);
     void (*cast)(const View& y, const View& a, int m0, int m1);
+
+    void (*route)(const Route&, int m0, int m1);
+    // y[rows[i], .] = fma(weights[i], x[i, .], y[rows[i], .]) for i in [0, n), ascending; all fp32, the columns of x.
+    void (*add_weighted)(const View& y, const View& x, const int32_t* rows, const float* weights, int n);
+    // y = x * sigmoid(gate[., 0]); gate is fp32
+    void (*gate_rows)(const View& y, const View& x, const View& gate, int m0, int m1);
 
     void (*attention_f32)(const Attention&, const AttentionTask&, float* scratch);
     void (*attention_bf16)(const Attention&, const AttentionTask&, float* scratch);

@@ -1,6 +1,8 @@
 // The CPU device: the C ABI of dashinfer_device.h over tiers, team and programs.
 #include "device.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -64,9 +66,11 @@ int info(void* opaque, di_info* out) {
 
 int program_create(void* opaque, const di_program_desc* desc, void** out, char* why, size_t why_bytes) {
     *out = nullptr;
-    if (desc->struct_size < sizeof(di_program_desc))
+    if (desc->struct_size < offsetof(di_program_desc, experts_per_token))
         return std::snprintf(why, why_bytes, "program of an older interface"), DI_EINVAL;
-    *out = Program::create(&static_cast<OpenDevice*>(opaque)->cpu, *desc, why, why_bytes);
+    di_program_desc known{};
+    std::memcpy(&known, desc, std::min<size_t>(desc->struct_size, sizeof known));
+    *out = Program::create(&static_cast<OpenDevice*>(opaque)->cpu, known, why, why_bytes);
     return *out ? DI_OK : DI_EUNSUPPORTED;
 }
 

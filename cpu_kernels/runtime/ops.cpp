@@ -48,6 +48,7 @@ void rope_angles(const Run& run, const di_instr& in, int) {
     args.original = in.i[2];
     for (int s = 0; s < 3; ++s) args.sections[s] = in.i[3 + s];
     args.interleaved_sections = in.i[6] != 0;
+    args.logn = in.i[7];
     args.attention_factor = in.f[0];
     args.factor = in.f[1];
     args.theta = in.f[2];
@@ -56,7 +57,7 @@ void rope_angles(const Run& run, const di_instr& in, int) {
     args.positions = run.step.positions;
     args.position_rows = run.step.position_rows;
     args.position_stride = run.step.position_stride;
-    args.history = run.history_of();
+    args.prompt_len = run.prompt_len_of();
     const Range rows = my_share(run, args.y.rows);
     rope_table(args, rows.begin, rows.end);
 }
@@ -317,15 +318,24 @@ void gather_rows(const Run& run, const di_instr& in, int) {
     }
 }
 
+// A row's chunks lie a page apart, where no hardware prefetcher follows.
+void gather_row(float* to, const View& logits, int row, int vocab) {
+    constexpr int kAhead = 24;  // chunks
+    const float* from = logits.row<float>(row);
+    for (int c = 0; c < vocab; c += kCell, from += logits.step()) {
+        const float* ahead = from + kAhead * logits.step();
+        __builtin_prefetch(ahead, 0, 2);
+        __builtin_prefetch(ahead + 16, 0, 2);
+        std::memcpy(to + c, from, sizeof(float) * static_cast<size_t>(std::min(kCell, vocab - c)));
+    }
+}
+
 void sample(const Run& run, const di_instr& in, int) {
     const View logits = run.view(in.in[0]);
     const int vocab = run.vocab(), max_top = run.max_logprobs();
     float* row = run.scratch();
     for (int64_t i; (i = run.sample_counter().take()) < run.tail_count;) {
-        const float* source = logits.row<float>(static_cast<int>(i));
-        for (int c = 0; c < vocab; c += kCell)
-            std::memcpy(row + c, source + static_cast<size_t>(c / kCell) * logits.step(),
-                        sizeof(float) * static_cast<size_t>(std::min(kCell, vocab - c)));
+        gather_row(row, logits, static_cast<int>(i), vocab);
         const size_t r = static_cast<size_t>(run.tail_row + i);
         if (run.step.out_logits)
             std::memcpy(run.step.out_logits + r * static_cast<size_t>(vocab), row,
@@ -386,6 +396,14 @@ OpFn op_function(int op) {
             return sample;
         case DI_OP_QUANTIZE:
             return quantize;
+        case DI_OP_ROUTE:
+            return route;
+        case DI_OP_EXPERT_LINEAR:
+            return expert_linear;
+        case DI_OP_EXPERT_SUM:
+            return expert_sum;
+        case DI_OP_GATE_ROWS:
+            return gate_rows;
         default:
             return nullptr;
     }

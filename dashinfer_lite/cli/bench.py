@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 HELP = "throughput and latency, beside the machine's own limits"
 
-SHAPES = ("tiny", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b")
+SHAPES = ("tiny", "tiny-moe", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen3-moe-1b")
 LEAST_SAMPLE_S = 1.0
 QUICK_PROBE_BYTES, QUICK_PROBE_ROUNDS = 64 << 20, 2_000
 

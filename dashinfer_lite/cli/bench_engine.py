@@ -61,7 +61,7 @@ class OpenEngine:
 def random_source(shape: str, options: Options) -> Source:
     """A shape with random weights, quantized as the options say."""
     config = shape_config(shape)
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     weights = RandomWeights(tensor_shapes(config))
     quant = options.quant
     if not isinstance(quant, QuantPolicy):
@@ -72,7 +72,7 @@ def random_source(shape: str, options: Options) -> Source:
 def folder_source(path: Path, options: Options) -> Source:
     """A model folder; ModelError where it cannot be used."""
     folder = ModelFolder(path)
-    model = find_model(folder.architecture)
+    model = find_model(folder.architecture, folder.config)
     config = model.config.from_folder(folder)
     weights = folder.open_weights()
     stored, quant = folder.stored_dtype(weights), quant_policy(options, folder, weights)

@@ -221,7 +221,7 @@ class ReferenceExecutable:
         """The arena memory of a slot's first rows: fp32, or the int8 planes of a quantized value as int16."""
         slot = self.program.slots[at]
         root = slot if slot.parent < 0 else self.program.slots[slot.parent]
-        capacity = self.program.limits.max_tokens if root.rows == "T" else self.program.limits.tail_rows
+        capacity = self.program.limits.capacity(root.rows)
         if rows > capacity:
             raise DeviceError(f"slot {at} has {capacity} rows, not {rows}")
         start = root.offset // 2

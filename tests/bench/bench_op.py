@@ -1,6 +1,6 @@
 """Every kernel alone, on a model's own shapes, as a share of what the machine can do.
 
-python tests/bench/bench_op.py --shape qwen2.5-0.5b --roles qkv o gate_up down head --weights bf16 a16w8 --rows 1 8 32 512
+python tests/bench/bench_op.py --shape qwen2.5-0.5b --roles qkv o gate_up down head --rows 1 8 32 512
 python tests/bench/bench_op.py --roles attention --kv bf16 int8 uint4
 python tests/bench/bench_op.py --json after.jsonl
 
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
 PRODUCTS = ("qkv", "o", "gate_up", "down", "head")
 BY_ROW = ("embed", "rope_table", "rms_norm", "quantize", "rope_kv", "gather_rows")
-ROLES = (*PRODUCTS, "attention", *BY_ROW, "sample")
+EXPERTS = ("route", "expert_linear", "expert_sum")
+ROLES = (*PRODUCTS, *EXPERTS, "attention", *BY_ROW, "sample")
 MOST_SEQUENCES = 64  # with more rows they belong to one sequence
 ALL_BYTES = 256 << 20  # of weights and cache that a step reads
 FEW, MANY = 8, 512  # copies of an instruction
@@ -112,11 +113,11 @@ class Opener:
         return self._device.info
 
     def cases(self, role: str, weights: str, kv: str, loads: list[Load]) -> list[Case]:
-        """A case for each load, all on one executable."""
-        if role == "quantize" and weights in DTYPES:
-            return []
+        """A case for each load, all on one executable; none where the model has no such operation."""
         program = self._program(weights, kv, max(loads, key=lambda load: load.sequences * load.context))
-        instr = next(one for one in (*program.body, *program.tail) if role_of(program, one) == role)
+        instr = next((one for one in (*program.body, *program.tail) if role_of(program, one) == role), None)
+        if instr is None:
+            return []
         works = [work_of(program, instr, load) for load in loads]
         streamed = min(work.streamed for work in works)
         copies = min(max(FEW, int(ALL_BYTES / streamed)), MANY) if streamed else FEW
@@ -145,7 +146,7 @@ class Opener:
         ]  # fmt: skip
 
     def _program(self, weights: str, kv: str, load: Load) -> Program:
-        model = find_model(self._config["architectures"][0])
+        model = find_model(self._config["architectures"][0], self._config)
         config = model.config.from_dict(self._config, where="shape")
         dtype = DTYPES.get(weights, "bf16")
         quant = QuantPolicy.parse(None if weights in DTYPES else weights)
@@ -171,7 +172,7 @@ def groups_of(args: argparse.Namespace) -> list[list[tuple[str, str, str]]]:
     groups = []
     for role in args.roles:
         kinds = [(role, args.weights[0], kv) for kv in args.kv] if role == "attention" else []
-        if role in (*PRODUCTS, "quantize"):
+        if role in (*PRODUCTS, *EXPERTS[1:], "quantize"):
             kinds = [(role, weights, args.kv[0]) for weights in args.weights]
         groups.append(kinds or [(role, args.weights[0], args.kv[0])])
     return groups
@@ -189,7 +190,9 @@ def report(cases: list[Case], record: Recorder, threads: int) -> None:
                 f"{1e6 * seconds:.1f}",
                 f"{moved / seconds / 1e9:.1f}",
                 f"{work.operations / seconds / 1e9:.0f}" if work.operations else "-",
-                f"{median(case.shares):.0%} of {case.limit}" if case.work.streamed else f"{median(case.shares):.1f} x read",
+                f"{median(case.shares):.0%} of {case.limit}"
+                if case.work.streamed
+                else f"{median(case.shares):.1f} x read",
                 f"{work.tasks}",
                 f"{case.contention:.1%}" + ("" if case.contention <= MOST_CONTENTION else " INVALID"),
             ]
@@ -236,7 +239,11 @@ def main() -> None:
         with ExitStack() as stack:
             opener = Opener(args.shape, args.isa, args.threads, stack)
             info = opener.info
-            cases = [case for role, *kind in group for case in opener.cases(role, *kind, loads_of(role, args.rows))]
+            cases = [
+                case
+                for role, weights, kv in group
+                for case in opener.cases(role, weights, kv, loads_of(role, args.rows))
+            ]
             probe = RoofProbe(info.threads, info.tier)
             record = recorder(args.json, "op", model=args.shape, tier=info.tier, threads=info.threads)
             for _ in range(args.samples):

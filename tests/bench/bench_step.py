@@ -87,14 +87,15 @@ def _measure(opened: OpenEngine, load: Load, repeat: int, record: Recorder) -> l
         opened.executable.wait(opened.executable.submit(step))
         samples.append(time.perf_counter() - begin)
     contention, seconds = others.share(), median(samples)
-    if load.tokens == 1:
-        roof, share = "read bandwidth", cost.decode_bytes(load.sequences, load.context) / seconds / roofs.read
-    else:
-        operations = cost.prefill_operations(load.context) - cost.prefill_operations(load.context - load.tokens)
-        operations += 2.0 * cost.head_weights
-        roof, share = "matrix peak", operations / seconds / roofs.matrix if roofs.matrix else float("nan")
-    record.add(str(load), "s", samples, contention, share=share, limit=roof)
-    return [str(load), f"{1e3 * seconds:.2f}", f"{share:.0%} of {roof}", f"{contention or 0:.1%}"]
+    operations = cost.prefill_operations(load.context) - cost.prefill_operations(load.context - load.tokens)
+    operations += 2.0 * cost.head_weights
+    read = cost.step_bytes(load.rows) + load.sequences * load.context * cost.kv_token_bytes
+    share = max(
+        (read / seconds / roofs.read, "read bandwidth"),
+        (operations / seconds / roofs.matrix if load.tokens > 1 and roofs.matrix else 0.0, "matrix peak"),
+    )
+    record.add(str(load), "s", samples, contention, share=share[0], limit=share[1])
+    return [str(load), f"{1e3 * seconds:.2f}", f"{share[0]:.0%} of {share[1]}", f"{contention or 0:.1%}"]
 
 
 def _profile(opened: OpenEngine, load: Load, repeat: int) -> dict[str, list[float]]:

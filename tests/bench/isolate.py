@@ -18,7 +18,7 @@ CACHED = ("rope_kv", "kv_write", "attention")  # ops whose first attribute is a 
 def isolate(program: Program, role: str, copies: int) -> Program:
     """The first instruction of that role, `copies` times, each with its own weights and layer of the KV cache.
 
-    A quantized product keeps the instruction that makes its planes, once. ValueError where the program has no such
+    A product keeps the instructions that make its planes or choose its experts, once. ValueError where the program has no such
     instruction.
     """
     in_tail = next((instr for instr in program.tail if role_of(program, instr) == role), None)
@@ -26,7 +26,7 @@ def isolate(program: Program, role: str, copies: int) -> Program:
     if instr is None:
         raise ValueError(f"the program has no {role}")
     weights: list[WeightSpec] = []
-    before = [one for one in (*program.body, *program.tail) if _makes_planes(one, instr)]
+    before = [one for one in (*program.body, *program.tail) if _prepares(one, instr)]
     code = [_renewed(program, one, weights, 0) for one in before]
     code += [_renewed(program, instr, weights, layer) for layer in range(copies)]
     kv = replace(program.kv, layers=copies if instr.op in CACHED else 0)
@@ -42,12 +42,14 @@ def fill_slots(executable: NativeExecutable, program: Program, rows: int) -> Non
     random = np.random.Generator(np.random.Philox(7))
     for at, slot in enumerate(program.slots):
         if slot.parent < 0 and slot.dtype != "i8":
-            count = rows if slot.rows == "T" else min(rows, program.limits.tail_rows)
+            experts = program.limits.experts_per_token
+            count = {"T": rows, "R": min(rows, program.limits.tail_rows), "E": rows * experts}[slot.rows]
             executable.slot_write(at, count, random.standard_normal((count, slot.cols), np.float32))
 
 
-def _makes_planes(instr: Instr, product: Instr) -> bool:
-    return instr.op == "quantize" and product.op == "linear" and instr.outputs[0] == product.inputs[0]
+def _prepares(instr: Instr, product: Instr) -> bool:
+    """Whether it makes what nobody else may write: the planes of a product, the experts of tokens."""
+    return instr.op in ("quantize", "route") and instr.op != product.op and instr.outputs[0] in product.inputs
 
 
 def _renewed(program: Program, instr: Instr, weights: list[WeightSpec], layer: int) -> Instr:
@@ -59,4 +61,3 @@ def _renewed(program: Program, instr: Instr, weights: list[WeightSpec], layer: i
             weights.append(program.weights[at])
     ints = (layer, *instr.ints[1:]) if instr.op in CACHED else instr.ints
     return replace(instr, weights=tuple(ids), ints=ints, sync=True)
-

@@ -28,7 +28,12 @@ class Recorder:
     common: dict[str, Any] = field(default_factory=dict)
 
     def add(
-        self, name: str, unit: str, samples: Sequence[float], contention: float | None = None, **more: float | str | None
+        self,
+        name: str,
+        unit: str,
+        samples: Sequence[float],
+        contention: float | None = None,
+        **more: float | str | None,
     ) -> None:
         """One figure: the samples' median, whether others left it alone, and whatever else belongs to it."""
         if self.path is None:

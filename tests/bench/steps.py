@@ -11,10 +11,10 @@ from dashinfer_lite.engine.draw import Draw
 from dashinfer_lite.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from work import Load
+
     from dashinfer_lite.devices import Executable
     from dashinfer_lite.graph.program import Program
-
-    from work import Load
 
 GREEDY = SamplingParams(temperature=0)
 MOST_ROWS = 64  # of logits

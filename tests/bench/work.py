@@ -84,10 +84,13 @@ def role_of(program: Program, instr: Instr) -> str:
 def work_of(program: Program, instr: Instr, load: Load) -> Work:
     """What an instruction does in a step of this load, with one logit row a sequence."""
     slots = [program.slots[at] for at in (*instr.inputs, *instr.outputs) if at >= 0]
-    rows = load.rows if not slots or slots[0].rows == "T" else load.sequences
-    touched = float(sum(ITEM_BYTES[slot.dtype] * slot.cols for slot in slots) * rows)
+    counts = {"T": load.rows, "R": load.sequences, "E": load.rows * program.limits.experts_per_token}
+    rows = counts[slots[-1].rows] if slots else load.rows
+    touched = float(sum(ITEM_BYTES[slot.dtype] * slot.cols * min(rows, counts[slot.rows]) for slot in slots))
     if instr.op == "linear":
         return _product(program, instr, rows, touched)
+    if instr.op in ("expert_linear", "expert_sum"):
+        return _experts(program, instr, load.rows, touched)
     if instr.op == "attention":
         return _attention(program, instr, load, touched)
     return Work(0.0, touched, 0.0, (1.0,) * rows)
@@ -101,6 +104,15 @@ def _product(program: Program, instr: Instr, rows: int, touched: float) -> Work:
         planes = x.cols // weight.k_padded
         operations *= planes / 2
     return Work(float(weight_bytes(weight)), touched, operations, grid=(weight.n // CELL, -(-rows // CELL)))
+
+
+def _experts(program: Program, instr: Instr, rows: int, touched: float) -> Work:
+    """Of the experts those that are to be expected where tokens choose at random."""
+    weight, experts, chosen = program.weights[instr.weights[0]], instr.ints[0], program.limits.experts_per_token
+    met = experts * (1 - (1 - chosen / experts) ** rows)
+    operations = 2.0 * weight_elements(weight) / experts * chosen * rows
+    panels = round(weight.n / CELL / experts * met)
+    return Work(weight_bytes(weight) / experts * met, touched, operations, grid=(panels, 1))
 
 
 def _attention(program: Program, instr: Instr, load: Load, touched: float) -> Work:

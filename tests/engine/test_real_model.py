@@ -37,7 +37,7 @@ def prompts() -> list[list[int]]:
 
 def executable(device: Any, kv_dtype: Any, limits: Limits, blocks: int, block_tokens: int) -> tuple[Any, Program]:
     folder = ModelFolder(GOLDEN)
-    model = find_model(folder.architecture)
+    model = find_model(folder.architecture, folder.config)
     config = model.config.from_folder(folder)
     sizes: dict[str, Any] = {"limits": limits, "blocks": blocks, "block_tokens": block_tokens}
     program = build(model.forward, config, device.info, dtype="f32", kv_dtype=kv_dtype, **sizes)

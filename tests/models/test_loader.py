@@ -23,7 +23,7 @@ CONFIG = tiny_config("llama", attention_bias=True)
 
 def program_of(config: dict[str, Any], align: int = 1) -> tuple[Program, Any]:
     device = ReferenceDevice(col_align=align, head_align=align)
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     limits = Limits(max_tokens=32, tail_rows=4, max_seqs=2)
     settings = model.config.from_dict(config)
     program = build(model.forward, settings, device.info, dtype="f32", kv_dtype="f32", limits=limits, blocks=2)

@@ -79,7 +79,7 @@ def runner(
     weights: Weights | None = None,
 ) -> Iterator[Runner]:
     """A model with made-up weights on a device."""
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     limits = Limits(max_tokens=tokens, tail_rows=24, max_seqs=8, max_logprobs=4)
     program = build(
         model.forward,
