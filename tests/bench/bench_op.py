@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
@@ -76,15 +76,16 @@ class Case:
     def measure(self, probe: RoofProbe, least_s: float) -> None:
         """One sample: the median call of as many steps as fit."""
         roofs, others, end = probe.measure(), Contention(), time.perf_counter() + least_s
-        calls = [self._call()]
+        calls = [self.call()]
         while time.perf_counter() < end:
-            calls.append(self._call())
+            calls.append(self.call())
         self.samples.append(median(calls))
         self.limit, least = self._least(roofs)
         self.shares.append(least / self.samples[-1])
         self.contention = max(self.contention, others.share() or 0.0)
 
-    def _call(self) -> float:
+    def call(self) -> float:
+        """Seconds of one of the calls in a step."""
         before = self.executable.stats().get(f"ns_{self.op}", 0)
         self.executable.wait(self.executable.submit(self.step))
         return 1e-9 * (self.executable.stats()[f"ns_{self.op}"] - before) / self.copies
@@ -99,21 +100,22 @@ class Case:
 
 
 class Opener:
-    """Makes executables of a shape's operations; `stack` closes them."""
+    """Makes executables of a shape's operations on one device."""
 
-    def __init__(self, shape: str, isa: str, threads: int | None, stack: ExitStack) -> None:
+    def __init__(self, shape: str, isa: str, threads: int | None) -> None:
         self._config = shape_config(shape) | {"num_hidden_layers": 1}
         self._shapes = tensor_shapes(self._config)
         self._device = NativeDevice(_native.cpu_capsule(), threads=threads or 0, isa=isa)
-        self._stack = stack
-        stack.callback(self._device.close)
 
     @property
     def info(self) -> DeviceInfo:
         return self._device.info
 
-    def cases(self, role: str, weights: str, kv: str, loads: list[Load]) -> list[Case]:
-        """A case for each load, all on one executable; none where the model has no such operation."""
+    def close(self) -> None:
+        self._device.close()
+
+    def cases(self, role: str, weights: str, kv: str, loads: list[Load], stack: ExitStack) -> list[Case]:
+        """A case for each load, all on one executable, which `stack` closes; none where the model has no such role."""
         program = self._program(weights, kv, max(loads, key=lambda load: load.sequences * load.context))
         instr = next((one for one in (*program.body, *program.tail) if role_of(program, one) == role), None)
         if instr is None:
@@ -125,7 +127,7 @@ class Opener:
             copies = 1
         program = isolate(program, role, copies)
         executable = self._device.create(program)
-        self._stack.callback(executable.close)
+        stack.callback(executable.close)
         read = {part.name for weight in program.weights for part in weight.parts}
         reader = RandomWeights({name: self._shapes[name] for name in read})
         load_weights(program, reader, executable, threads=self.info.threads)
@@ -220,12 +222,12 @@ def ratios(cases: list[Case], kinds: list[str]) -> list[str]:
 def main() -> None:
     """Measure group by group."""
     runs = [name for name, usable, _ in _native.tiers() if usable]
-    weights = [*DTYPES, "a16w8", "a16w8-g128", "a16w4", "a16w4-g128", "a16w4-g64", "a8w8"]
+    types = [*DTYPES, "a16w8", "a16w8-g128", "a16w4", "a16w4-g128", "a16w4-g64", "a8w8"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
     parser.add_argument("--roles", nargs="+", default=list(ROLES), choices=ROLES)
     parser.add_argument(
-        "--weights", nargs="+", default=["bf16", "a16w8", "a16w4-g128", "a8w8"], choices=weights, metavar="TYPE"
+        "--weights", nargs="+", default=["bf16", "a16w8", "a16w4-g128", "a8w8"], choices=types, metavar="TYPE"
     )
     parser.add_argument("--kv", nargs="+", default=["bf16", "int8", "uint4"], choices=list(KV_DTYPES))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 512])
@@ -235,23 +237,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="a sample lasts (default: 0.3)")
     add_json_option(parser)
     args = parser.parse_args()
-    for group in groups_of(args):
-        with ExitStack() as stack:
-            opener = Opener(args.shape, args.isa, args.threads, stack)
-            info = opener.info
-            cases = [
-                case
-                for role, weights, kv in group
-                for case in opener.cases(role, weights, kv, loads_of(role, args.rows))
-            ]
-            probe = RoofProbe(info.threads, info.tier)
-            record = recorder(args.json, "op", model=args.shape, tier=info.tier, threads=info.threads)
-            for _ in range(args.samples):
-                for case in cases:
-                    case.measure(probe, args.seconds)
-            if cases:
-                report(cases, record, info.threads)
-                print(*ratios(cases, args.kv if group[0][0] == "attention" else args.weights), "", sep="\n")
+    with closing(Opener(args.shape, args.isa, args.threads)) as opener:
+        info = opener.info
+        probe = RoofProbe(info.threads, info.tier)
+        record = recorder(args.json, "op", model=args.shape, tier=info.tier, threads=info.threads)
+        for group in groups_of(args):
+            with ExitStack() as stack:
+                cases = []
+                for role, weights, kv in group:
+                    cases += opener.cases(role, weights, kv, loads_of(role, args.rows), stack)
+                for _ in range(args.samples):
+                    for case in cases:
+                        case.measure(probe, args.seconds)
+                if cases:
+                    report(cases, record, info.threads)
+                    print(*ratios(cases, args.kv if group[0][0] == "attention" else args.weights), "", sep="\n")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ CACHED = ("rope_kv", "kv_write", "attention")  # ops whose first attribute is a 
 def isolate(program: Program, role: str, copies: int) -> Program:
     """The first instruction of that role, `copies` times, each with its own weights and layer of the KV cache.
 
-    A product keeps the instructions that make its planes or choose its experts, once. ValueError where the program has no such
-    instruction.
+    A product keeps the instructions that make its planes or choose its experts, once. ValueError where the
+    program has no such instruction.
     """
     in_tail = next((instr for instr in program.tail if role_of(program, instr) == role), None)
     instr = in_tail or next((instr for instr in program.body if role_of(program, instr) == role), None)
