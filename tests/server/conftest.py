@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from asgi import Client
+from devtools import Browser, find_chromium
 from waiting import WAIT_S, is_idle, wait_until
 
 pytest.importorskip("dashinfer_lite._native", reason="the package was not built")
@@ -76,3 +77,13 @@ def serve_app() -> Iterator[Callable[..., str]]:
         server.should_exit = True
         thread.join(WAIT_S)
         assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser for all tests of the page; each opens a tab with storage of its own."""
+    path = find_chromium()
+    if path is None:
+        pytest.skip("needs chromium (apt install chromium)")
+    with Browser(path, tmp_path_factory.mktemp("profile")) as found:
+        yield found

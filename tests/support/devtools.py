@@ -22,6 +22,8 @@ import os, sys
 commands, answers = os.dup(int(sys.argv[1])), os.dup(int(sys.argv[2]))
 os.dup2(commands, 3)
 os.dup2(answers, 4)
+os.set_inheritable(3, True)
+os.set_inheritable(4, True)
 os.execv(sys.argv[3], sys.argv[3:])
 """
 _KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowRight": (39, "")}
@@ -110,7 +112,7 @@ class Browser:
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        page = Page(self, session)
+        page = Page(self, session, context)
         page.look(width, height, is_dark)
         page.visit(url)
         return page
@@ -119,14 +121,19 @@ class Browser:
 class Page:
     """One tab, used as a person would: clicks and keys go through the browser's own input."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
+    def __init__(self, browser: Browser, session: str, context: str) -> None:
         self._browser = browser
         self._session = session
+        self._context = context
         for domain in ("Page", "Runtime", "Log"):
             self._call(f"{domain}.enable")
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self._browser.call(method, self._session, **parameters)
+
+    def close(self) -> None:
+        """Close the tab and forget its storage."""
+        self._browser.call("Target.disposeBrowserContext", browserContextId=self._context)
 
     def look(self, width: int, height: int, is_dark: bool = False) -> None:
         """The size of the window in CSS pixels, and what the system prefers."""
@@ -147,13 +154,12 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait_for(self, condition: str) -> Any:
-        """Wait until an expression is true, and return its value."""
+    def wait_for(self, condition: str) -> None:
+        """Wait until an expression, or what it promises, counts as true."""
         end = time.monotonic() + WAIT_S
-        while not (value := self.run(condition)):
+        while not self.run(f"Promise.resolve({condition}).then(Boolean)"):
             assert time.monotonic() < end, f"it did not come: {condition}"
             time.sleep(0.02)
-        return value
 
     def text(self, selector: str) -> str:
         """What a person reads in an element."""
