@@ -221,7 +221,8 @@ def test_all_streams_stop_at_once(page: Page) -> None:
     page.wait_for("document.getElementById('scoreboard').dataset.state === 'stopped'")
     assert page.run("document.querySelectorAll('.lane[data-state=stopped]').length") > 0
     page.run(
-        "document.getElementById('lanes-count').value = 2; document.getElementById('lanes-prompts').value = 'Hi\\n\\nHo'"
+        "document.getElementById('lanes-count').value = 2;"
+        "document.getElementById('lanes-prompts').value = 'Hi\\n\\nHo'"
     )
     page.click("#lanes-start")
     page.wait_for("document.getElementById('scoreboard').dataset.state === 'done'")
