@@ -29,7 +29,16 @@ if TYPE_CHECKING:
 
 HELP = "throughput and latency, beside the machine's own limits"
 
-SHAPES = ("tiny", "tiny-moe", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen3-moe-1b")
+SHAPES = (
+    "tiny",
+    "tiny-moe",
+    "qwen2.5-0.5b",
+    "qwen2.5-1.5b",
+    "qwen2.5-7b",
+    "llama-3.2-1b",
+    "glm-4-1b",
+    "qwen3-moe-1b",
+)
 LEAST_SAMPLE_S = 1.0
 QUICK_PROBE_BYTES, QUICK_PROBE_ROUNDS = 64 << 20, 2_000
 
