@@ -129,10 +129,12 @@ def _over_http(args: argparse.Namespace) -> tuple[Callable[[list[Exchange]], Non
     server = connection()
     server.request("GET", "/v1/models")
     model = json.load(server.getresponse())["data"][0]["id"]
+    errors: list[str] = []
 
     def ask(exchange: Exchange, begin: float) -> None:
         time.sleep(exchange.begin)
-        body = {"model": model, "prompt": exchange.prompt, "max_tokens": exchange.answer, "temperature": 0}
+        ids = [token % args.vocabulary for token in exchange.prompt]
+        body = {"model": model, "prompt": ids, "max_tokens": exchange.answer, "temperature": 0}
         client = connection()
         client.request(
             "POST", "/v1/completions", json.dumps(body | {"ignore_eos": True, "stream": True}),
@@ -140,7 +142,7 @@ def _over_http(args: argparse.Namespace) -> tuple[Callable[[list[Exchange]], Non
         )  # fmt: skip
         answer = client.getresponse()
         if answer.status != 200:
-            raise SystemExit(f"{args.url}: {answer.status}: {answer.read(500).decode(errors='replace')}")
+            errors.append(f"{answer.status}: {answer.read(500).decode(errors='replace')}")
         for line in answer:
             if line.startswith(b"data: {"):
                 exchange.times.append(time.perf_counter() - begin)
@@ -153,8 +155,8 @@ def _over_http(args: argparse.Namespace) -> tuple[Callable[[list[Exchange]], Non
             thread.start()
         for thread in threads:
             thread.join()
-        if any(not exchange.times for exchange in exchanges):
-            raise SystemExit(f"{args.url}: some requests were not answered")
+        if errors or any(not exchange.times for exchange in exchanges):
+            raise SystemExit(f"{args.url}: {errors[0] if errors else 'some requests were not answered'}")
 
     return serve, recorder(args.json, "serve http", model=model)
 
@@ -166,6 +168,7 @@ def _arguments() -> argparse.Namespace:
     source.add_argument("--model", metavar="FOLDER")
     source.add_argument("--url", help="of a server with OpenAI's API")
     parser.add_argument("--pid", type=int, help="of that server: its processor time is not others'")
+    parser.add_argument("--vocabulary", type=int, default=30_000, help="of its model: prompts are drawn from these ids")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--quant")
     parser.add_argument("--head")
