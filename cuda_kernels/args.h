@@ -138,6 +138,8 @@ struct KvClearArgs {
 
 // ---- attention ---------------------------------------------------------------------------------------------------------
 
+constexpr int32_t kAttentionSplit = 256;  // cache positions of a partial result, aligned to absolute positions
+
 // A piece of work: query rows [row0, row0 + rows) of a sequence, a row being (token, head of the KV head's group), token
 // major, against cache positions [kv0, kv1). All KV heads do it.
 struct AttentionWork {
@@ -250,7 +252,7 @@ struct Sample {
     int32_t top_k, no_repeat_ngram, n_top, target, slot;
     uint32_t flags;
 };
-//                                                                                   sample: grid R, block 32·n
+//                                                                                   sample: grid R, block 64·n
 struct SampleArgs {
     View logits;            // [R, padded V] F32
     int32_t V;

@@ -96,7 +96,7 @@ __device__ __forceinline__ void linear_few(const LinearCodesArgs& a) {
 
 // grid (N / 16, ceil(M / rows)), gated (N / 32, …); rows are 8 with two planes and 16 with one; block 256
 #define LINEAR_FEW(name, bits, planes)                                                                   \
-    extern "C" __global__ void __launch_bounds__(256) name(di::LinearCodesArgs a) {                      \
+    extern "C" __global__ void __launch_bounds__(256, 1) name(di::LinearCodesArgs a) {                      \
         di::linear_few<bits, planes>(a);                                                                 \
     }                                                                                                    \
     EXPORT_KERNEL(name)
