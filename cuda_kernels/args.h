@@ -179,9 +179,26 @@ struct AttentionArgs {
 
 // ---- products ----------------------------------------------------------------------------------------------------------
 
-// x[M,K] · w[N,K]ᵀ → epilogue
+// Which rows of a product meet which expert's matrix. Row t · chosen + j of the product is token t at its j-th expert; expert
+// e has the rows [e · N, (e + 1) · N) of the weight.
+struct ExpertTile {
+    int32_t expert, first, count;  // rows list[first …], of one expert
+};
+struct Experts {
+    int32_t chosen;         // a token; 0: no experts, and nothing below counts
+    int32_t experts, N;
+    int32_t share;          // rows of the product that have the same row of x: chosen, or 1
+    const float* routing;   // [T][routing_stride] the bits of the tokens' experts in ascending order, then their weights
+    int64_t routing_stride;
+    const int32_t* list;    // [T · chosen] rows of the product by expert; null: a block has one row (kernels for few rows)
+    const ExpertTile* tiles;
+    const int32_t* n_tiles;
+};
+
+// x[M,K] · w[N,K]ᵀ → epilogue; with experts M = rows · chosen and N is one expert's
 struct LinearArgs {
     Epilogue e;
+    Experts experts;
     View x;
     const void* w;      // [N][w_stride]
     int64_t w_stride;
@@ -193,6 +210,7 @@ struct LinearArgs {
 // planes[M,P·Kp] · codes[N,Kp]ᵀ → epilogue; exact sums, docs/arithmetic.md
 struct LinearCodesArgs {
     Epilogue e;
+    Experts experts;        // with them w.N counts the rows of all experts
     Codes w;
     const int8_t* planes;
     int64_t planes_stride;  // bytes a row
@@ -216,9 +234,40 @@ struct QuantizeArgs {
     Rows rows;
 };
 
+// ---- mixtures of experts ---------------------------------------------------------------------------------------------
+
+// The experts with the largest logits in ascending order (bits), then their weights.       route: grid T, block 32
+struct RouteArgs {
+    View logits, out;       // [T,E] and [T,2·chosen], F32
+    int32_t experts, chosen, renormalize;
+    float scale;
+    Rows rows;
+};
+
+// Sorts rows by expert and cuts them into tiles.                                           expert_group: grid 1, block 32·n
+struct GroupArgs {
+    const float* routing;
+    int64_t routing_stride;
+    int32_t experts, chosen;    // at most 1024 experts
+    int32_t tile_rows;          // the most rows of a tile
+    int32_t* list;              // [T · chosen]
+    ExpertTile* tiles;          // [min(T · chosen, experts + T · chosen / tile_rows)]
+    int32_t* n_tiles;
+    Rows rows;                  // tokens
+};
+
+// out[t] = residual[t] + Σ_j weight[t,j] · y[t · chosen + j], one fma each.                expert_sum: grid T, block 128
+struct ExpertSumArgs {
+    View y, residual, out;      // y F32; residual data null: none
+    const float* routing;
+    int64_t routing_stride;
+    int32_t chosen;
+    Rows rows;
+};
+
 // ---- elementwise -------------------------------------------------------------------------------------------------------
 
-enum PointwiseOp : int32_t { POINT_ACT, POINT_MUL, POINT_ADD, POINT_SCALE, POINT_SOFTCAP, POINT_CAST };
+enum PointwiseOp : int32_t { POINT_ACT, POINT_MUL, POINT_ADD, POINT_SCALE, POINT_SOFTCAP, POINT_CAST, POINT_GATE };
 //                                                                                   pointwise: grid (T, any), block 128
 struct PointwiseArgs {
     View a, b, out;

@@ -116,41 +116,68 @@ __device__ __forceinline__ void scores_of(float (&score)[S::kScoreTiles][4], con
 
 __device__ __forceinline__ float larger(float a, float b) { return a > b || a != a ? a : b; }  // a NaN wins
 
-// Scores become probabilities below the new maximum; the sums so far are scaled to it.
+// exp(x - top), 0 for x = -inf, 1 where both are equal.
+__device__ __forceinline__ float exp_to(float x, float top) { return x == top ? 1.0f : __expf(x - top); }
+
+// What comes between scores and probabilities: scales of codes, cap, slopes, masks.
 template <class S>
-__device__ __forceinline__ void soften(const AttentionArgs& a, Rows2<S>& rows, float (&score)[S::kScoreTiles][4],
-                                       const float* key_scales, int start, int lane) {
-    float top[2] = {rows.m[0], rows.m[1]};
+__device__ __forceinline__ void mask_scores(const AttentionArgs& a, const Rows2<S>& rows, float (&score)[S::kScoreTiles][4],
+                                            const float* key_scales, int start, int lane) {
+    const int column = 2 * (lane % 4);
+    if (is_codes(a.kv)) {
 #pragma unroll
-    for (int j = 0; j < S::kScoreTiles; ++j)
+        for (int j = 0; j < S::kScoreTiles; ++j)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int t = 8 * j + 2 * (lane % 4) + i % 2, r = i / 2;
-            const float x = is_codes(a.kv) ? score[j][i] * key_scales[t] : score[j][i];
-            score[j][i] = masked_score(a, x, start + t, rows.first[r], rows.end[r], rows.slope[r]);
-            top[r] = larger(score[j][i], top[r]);
-        }
-    float decay[2], sum[2] = {};
+            for (int i = 0; i < 4; ++i) score[j][i] *= key_scales[8 * j + column + i % 2];
+    }
+    if (a.softcap != 0.0f) {  // cap · tanh(x / cap)
+        const float factor = 2.0f / a.softcap;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        top[r] = larger(__shfl_xor_sync(kWarp, top[r], 1), top[r]);
-        top[r] = larger(__shfl_xor_sync(kWarp, top[r], 2), top[r]);
-        decay[r] = rows.m[r] == top[r] ? 1.0f : __expf(rows.m[r] - top[r]);
-        rows.m[r] = top[r];
+        for (int j = 0; j < S::kScoreTiles; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                score[j][i] = a.softcap - __fdividef(2.0f * a.softcap, 1.0f + __expf(score[j][i] * factor));
+    }
+    if (a.alibi) {
+#pragma unroll
+        for (int j = 0; j < S::kScoreTiles; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                score[j][i] = fmaf(rows.slope[i / 2], static_cast<float>(start + 8 * j + column + i % 2), score[j][i]);
     }
 #pragma unroll
     for (int j = 0; j < S::kScoreTiles; ++j)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const float x = score[j][i];
-            score[j][i] = x == minus_infinity() ? 0.0f : __expf(x - top[i / 2]);
-            sum[i / 2] += score[j][i];
+            const int at = start + 8 * j + column + i % 2;
+            if (at < rows.first[i / 2] || at >= rows.end[i / 2]) score[j][i] = minus_infinity();
         }
+}
+
+// Scores become probabilities below the new maximum; the sums so far are scaled to it.
+template <class S>
+__device__ __forceinline__ void soften(Rows2<S>& rows, float (&score)[S::kScoreTiles][4]) {
+    float decay[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        sum[r] += __shfl_xor_sync(kWarp, sum[r], 1);
-        sum[r] += __shfl_xor_sync(kWarp, sum[r], 2);
-        rows.l[r] = fmaf(rows.l[r], decay[r], sum[r]);
+        float top = rows.m[r], sum = 0;
+#pragma unroll
+        for (int j = 0; j < S::kScoreTiles; ++j) top = larger(score[j][2 * r + 1], larger(score[j][2 * r], top));
+        top = larger(__shfl_xor_sync(kWarp, top, 1), top);
+        top = larger(__shfl_xor_sync(kWarp, top, 2), top);
+        const float reference = top == minus_infinity() ? 0.0f : top;  // a row that sees nothing yet
+#pragma unroll
+        for (int j = 0; j < S::kScoreTiles; ++j)
+#pragma unroll
+            for (int i = 2 * r; i < 2 * r + 2; ++i) {
+                score[j][i] = __expf(score[j][i] - reference);
+                sum += score[j][i];
+            }
+        sum += __shfl_xor_sync(kWarp, sum, 1);
+        sum += __shfl_xor_sync(kWarp, sum, 2);
+        decay[r] = exp_to(rows.m[r], top);
+        rows.m[r] = top;
+        rows.l[r] = fmaf(rows.l[r], decay[r], sum);
     }
 #pragma unroll
     for (int d = 0; d < S::kHeadTiles; ++d)
@@ -181,31 +208,47 @@ __device__ __forceinline__ void add_values(const AttentionArgs& a, Rows2<S>& row
     }
 }
 
-// Decode: the warps' softmaxes over different tokens become one. A thread of the block then has columns of one row.
+// Where a row's sums go, and what they are multiplied with.
+struct Target {
+    View view;
+    int64_t row;
+    int columns;  // 0: nowhere
+    int first;
+    float factor;
+
+    __device__ __forceinline__ void store(int c, float x, float y) const {
+        if (c >= columns) return;
+        store_as(view.data, row + first + c, view.dtype, x * factor + 0.0f);
+        store_as(view.data, row + first + c + 1, view.dtype, y * factor + 0.0f);
+    }
+};
+
+// A whole row is divided by its sum; a part keeps its maximum and sum (`writes`: one thread a row).
+__device__ __forceinline__ Target target_of(const AttentionArgs& a, const AttentionWork& work, const Query& query, int kv_head,
+                                            int r, float m, float l, bool writes) {
+    const int size = a.kv.head_size;
+    if (r >= work.rows) return {a.out, 0, 0, 0, 0.0f};
+    if (work.part >= 0) {
+        const int64_t to = part_row(a, work.part, kv_head, r);
+        if (writes) a.part_max[2 * to] = m, a.part_max[2 * to + 1] = l;
+        return {{a.part_sum, size, size, F32}, to * size, size, 0, 1.0f};
+    }
+    const int row = work.row0 + r, head = query.head(row, kv_head);
+    float factor = 1;
+    if (a.sinks) {
+        const float top = larger(m, a.sinks[head]);
+        factor = exp_to(m, top);
+        l = fmaf(l, factor, exp_to(a.sinks[head], top));
+    }
+    return {a.out, query.token_row(row) * a.out.stride, size, head * size, l == 0.0f ? 0.0f : factor / l};
+}
+
+// Decode: the warps' softmaxes over different tokens become one.
 template <class S>
 struct WarpSums {
     float m[kWarps][16], l[kWarps][16];
     float o[kWarps][16][S::kHead + 2];
 };
-
-__device__ __forceinline__ void put(const AttentionArgs& a, const AttentionWork& work, const Query& query, int kv_head, int r,
-                                    int c, float m, float l, float o) {
-    if (c >= a.kv.head_size) return;
-    if (work.part >= 0) {
-        const int64_t to = part_row(a, work.part, kv_head, r);
-        a.part_sum[to * a.kv.head_size + c] = o;
-        if (c == 0) a.part_max[2 * to] = m, a.part_max[2 * to + 1] = l;
-        return;
-    }
-    const int row = work.row0 + r, head = query.head(row, kv_head);
-    float scaled = 1;
-    if (a.sinks) {
-        const float sink = a.sinks[head], top = larger(m, sink);
-        scaled = m == top ? 1.0f : __expf(m - top);
-        l = fmaf(l, scaled, sink == top ? 1.0f : __expf(sink - top));
-    }
-    store1(a.out, query.token_row(row), head * a.kv.head_size + c, l == 0.0f ? 0.0f : o * scaled / l + 0.0f);
-}
 
 template <class S>
 __device__ __forceinline__ void finish_decode(const AttentionArgs& a, const AttentionWork& work, const Query& query,
@@ -218,16 +261,24 @@ __device__ __forceinline__ void finish_decode(const AttentionArgs& a, const Atte
 #pragma unroll
         for (int i = 0; i < 4; ++i) s.o[warp][lane / 4 + i / 2 * 8][8 * d + 2 * (lane % 4) + i % 2] = rows.o[d][i];
     __syncthreads();
-    for (int i = threadIdx.x; i < work.rows * S::kHead; i += blockDim.x) {
-        const int r = i / S::kHead, c = i % S::kHead;
-        float top = s.m[0][r], l = 0, o = 0;
-        for (int w = 1; w < kWarps; ++w) top = larger(s.m[w][r], top);
+    const int r = threadIdx.x / 8;  // eight threads a row
+    float top = s.m[0][r], l = 0, factor[kWarps];
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) top = larger(s.m[w][r], top);
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+        factor[w] = exp_to(s.m[w][r], top);
+        l = fmaf(s.l[w][r], factor[w], l);
+    }
+    const Target to = target_of(a, work, query, kv_head, r, top, l, threadIdx.x % 8 == 0);
+    for (int c = 2 * (threadIdx.x % 8); c < to.columns; c += 16) {
+        float x = 0, y = 0;
+#pragma unroll
         for (int w = 0; w < kWarps; ++w) {
-            const float f = s.m[w][r] == top ? 1.0f : __expf(s.m[w][r] - top);
-            l = fmaf(s.l[w][r], f, l);
-            o = fmaf(s.o[w][r][c], f, o);
+            x = fmaf(s.o[w][r][c], factor[w], x);
+            y = fmaf(s.o[w][r][c + 1], factor[w], y);
         }
-        put(a, work, query, kv_head, r, c, top, l, o);
+        to.store(c, x, y);
     }
 }
 
@@ -272,26 +323,26 @@ __device__ __forceinline__ void attention(const AttentionArgs& a) {
         load_tokens<T, S>(a, s.v, s.scales + S::kTokens, 1, work.sequence, kv_head, start, end);
         float score[S::kScoreTiles][4];
         scores_of<T, S>(score, s.q + my_rows * S::kStride, s.k + my_tokens * S::kStride, lane);
-        soften<S>(a, rows, score, s.scales + my_tokens, start + my_tokens, lane);
+        mask_scores<S>(a, rows, score, s.scales + my_tokens, start + my_tokens, lane);
+        soften<S>(rows, score);
         cp_async_wait<0>();
         __syncthreads();  // the values are here, and all have read the keys
         if (start + S::kTokens < end)
             load_tokens<T, S>(a, s.k, s.scales, 0, work.sequence, kv_head, start + S::kTokens, end);
         add_values<T, S>(a, rows, score, s.v + my_tokens * S::kStride, s.scales + S::kTokens + my_tokens, lane);
     }
-    if (S::kDecode) {
+    if constexpr (S::kDecode) {
         __syncthreads();
         finish_decode<S>(a, work, query, kv_head, rows, *reinterpret_cast<WarpSums<S>*>(shared), lane, warp);
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int d = 0; d < S::kHeadTiles; ++d)
+        for (int r = 0; r < 2; ++r) {
+            const Target to = target_of(a, work, query, kv_head, my_rows + lane / 4 + 8 * r, rows.m[r], rows.l[r], lane % 4 == 0);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int r = my_rows + lane / 4 + i / 2 * 8;
-            if (r < work.rows)
-                put(a, work, query, kv_head, r, 8 * d + 2 * (lane % 4) + i % 2, rows.m[i / 2], rows.l[i / 2], rows.o[d][i]);
+            for (int d = 0; d < S::kHeadTiles; ++d)
+                to.store(8 * d + 2 * (lane % 4), rows.o[d][2 * r], rows.o[d][2 * r + 1]);
         }
+    }
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // the weight are 16 gate rows and 16 up rows and give 16 columns.
 #pragma once
 #include "math.cuh"
-#include "view.cuh"
+#include "row_set.cuh"
 
 namespace di {
 
@@ -27,13 +27,13 @@ __device__ __forceinline__ void finish(const Epilogue& e, int m, int n, float to
 // A tile of columns [n0, n0 + columns), n0 and columns multiples of 32 in gated layers; total(m, n) reads a sum of the
 // tile. All threads of the block share the work.
 template <class Total>
-__device__ __forceinline__ void finish_tile(const Epilogue& e, int m0, int rows, int n0, int columns, Total total) {
+__device__ __forceinline__ void finish_tile(const Epilogue& e, const RowSet& rows, int n0, int columns, Total total) {
     const bool gated = is_gated(e);
     const int outputs = gated ? columns / 2 : columns;
-    for (int i = threadIdx.x; i < rows * outputs; i += blockDim.x) {
+    for (int i = threadIdx.x; i < rows.count * outputs; i += blockDim.x) {
         const int m = i / outputs, j = i % outputs;
         const int n = gated ? (j >> 4) * 32 + (j & 15) : j;
-        finish(e, m0 + m, n0 + n, total(m, n), gated ? total(m, n + 16) : 0.0f);
+        finish(e, rows.out(m), n0 + n, total(m, n), gated ? total(m, n + 16) : 0.0f);
     }
 }
 

@@ -17,29 +17,29 @@ struct Totals {
 
 // Rows of the product: plane p of token m is row 8 p + m, or with one plane row m.
 template <int kPlanes>
-__device__ __forceinline__ const int8_t* plane_row(const LinearCodesArgs& a, int m0, int M, int row) {
-    const int m = m0 + (kPlanes == 2 ? row & 7 : row);
-    if (m >= M) return nullptr;
+__device__ __forceinline__ const int8_t* plane_row(const LinearCodesArgs& a, const RowSet& rows, int row) {
+    const int m = kPlanes == 2 ? row & 7 : row;
+    if (m >= rows.count) return nullptr;
     const int64_t plane = kPlanes == 2 && row >= 8 ? static_cast<int64_t>(a.w.G) * a.w.group_padded : 0;
-    return a.planes + m * a.planes_stride + plane;
+    return a.planes + rows.in(m) * a.planes_stride + plane;
 }
 
 __device__ __forceinline__ uint4 load16(const int8_t* row, int64_t at) {
     return row ? *reinterpret_cast<const uint4*>(row + at) : make_uint4(0, 0, 0, 0);
 }
 
-// Totals of 16 columns from n0 on; thread (m, n) of the block keeps one in a register.
+// Totals of 16 columns from row n0 of the weight on; thread (m, n) of the block keeps one in a register.
 template <int kBits, int kPlanes>
-__device__ __forceinline__ float column_totals(const LinearCodesArgs& a, int m0, int M, int n0, Sums* sums) {
+__device__ __forceinline__ float column_totals(const LinearCodesArgs& a, const RowSet& rows, int n0, Sums* sums) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     const int units = a.w.group_padded >> 6;
     const int parts = a.w.G >= kWarps ? 1 : kWarps, groups = kWarps / parts;  // warps a group, groups a round
-    const int8_t* top = plane_row<kPlanes>(a, m0, M, g);
-    const int8_t* bottom = plane_row<kPlanes>(a, m0, M, g + 8);
+    const int8_t* top = plane_row<kPlanes>(a, rows, g);
+    const int8_t* bottom = plane_row<kPlanes>(a, rows, g + 8);
     const uint8_t* codes = static_cast<const uint8_t*>(a.w.codes) +
                            static_cast<int64_t>(n0 >> 4) * a.w.G * units * unit_bytes(kBits);
     const int my_m = threadIdx.x / kColumns, my_n = threadIdx.x % kColumns;
-    const bool mine = my_m < (kPlanes == 2 ? 8 : 16) && m0 + my_m < M;
+    const bool mine = my_m < rows.count;
 
     float total = 0;
     for (int first = 0, round = 0; first < a.w.G; first += groups, ++round) {
@@ -66,7 +66,7 @@ __device__ __forceinline__ float column_totals(const LinearCodesArgs& a, int m0,
                 if (kPlanes == 2) low += s.at[p][my_m + 8][my_n];
             }
             const int64_t at = static_cast<int64_t>(first + j) * a.w.N + n0 + my_n;
-            const float* grid = a.grid + (m0 + my_m) * a.grid_stride;
+            const float* grid = a.grid + rows.in(my_m) * a.grid_stride;
             const float scale = load_as(a.w.scales, at, a.w.scale_dtype) * grid[first + j];
             total = add_group(total, kPlanes == 2 ? 256 * high + low : high, a.w.zeros[at],
                               __float_as_int(grid[a.w.G + first + j]), scale);
@@ -80,15 +80,15 @@ __device__ __forceinline__ void linear_few(const LinearCodesArgs& a) {
     SHARED(Sums, sums, 2);
     SHARED(Totals, totals, 1);
     constexpr int kTokens = kPlanes == 2 ? 8 : 16;
-    const int M = count(a.rows), m0 = blockIdx.y * kTokens;
-    if (m0 >= M) return;
+    const RowSet rows = row_set(a.experts, a.rows, kTokens);
+    if (rows.count == 0) return;
     const int columns = is_gated(a.e) ? 2 * kColumns : kColumns, n0 = blockIdx.x * columns;
     for (int c = 0; c < columns; c += kColumns) {
-        const float total = column_totals<kBits, kPlanes>(a, m0, M, n0 + c, sums);
+        const float total = column_totals<kBits, kPlanes>(a, rows, rows.expert * a.experts.N + n0 + c, sums);
         totals->at[threadIdx.x / kColumns][c + threadIdx.x % kColumns] = total;
         __syncthreads();
     }
-    finish_tile(a.e, m0, min(kTokens, M - m0), n0, columns, [&](int m, int n) { return totals->at[m][n]; });
+    finish_tile(a.e, rows, n0, columns, [&](int m, int n) { return totals->at[m][n]; });
 }
 
 }  // namespace

@@ -14,11 +14,11 @@ union Tiles {
     float total[kTile][kTile + 1];
 };
 
-// Rows [first, first + 64) of a matrix, transposed: tile[k][row]. Rows from `end` on are zeros.
-__device__ __forceinline__ void load_tile(float (*tile)[kTile + kPad], const void* data, int64_t stride, int dtype, int first,
-                                          int end, int k0) {
+// This thread's row of a matrix (negative: zeros), transposed: tile[k][threadIdx.x / 4].
+__device__ __forceinline__ void load_tile(float (*tile)[kTile + kPad], const void* data, int64_t stride, int dtype, int from,
+                                          int k0) {
     const int row = threadIdx.x / 4, k = threadIdx.x % 4 * 4;
-    const Four x = first + row < end ? load4(data, (first + row) * stride + k0 + k, dtype) : Four{};
+    const Four x = from >= 0 ? load4(data, from * stride + k0 + k, dtype) : Four{};
 #pragma unroll
     for (int i = 0; i < 4; ++i) tile[k + i][row] = x.x[i];
 }
@@ -31,13 +31,16 @@ extern "C" __global__ void __launch_bounds__(256) linear_fma(di::LinearArgs a) {
     using namespace di;
     SHARED(Tiles, shared, 1);
     Tiles& s = *shared;
-    const int M = count(a.rows), m0 = blockIdx.y * kTile, n0 = blockIdx.x * kTile;
-    if (m0 >= M) return;
+    const RowSet rows = row_set(a.experts, a.rows, kTile);
+    if (rows.count == 0) return;
+    const int n0 = blockIdx.x * kTile, row = threadIdx.x / 4;
+    const int x_row = row < rows.count ? rows.in(row) : -1;
+    const int w_row = n0 + row < a.N ? rows.expert * a.N + n0 + row : -1;
     const int tm = threadIdx.x / 16 * 4, tn = threadIdx.x % 16 * 4;
     float sum[4][4] = {};
     for (int k0 = 0; k0 < a.K; k0 += kDepth) {
-        load_tile(s.in.x, a.x.data, a.x.stride, a.x.dtype, m0, M, k0);
-        load_tile(s.in.w, a.w, a.w_stride, a.w_dtype, n0, a.N, k0);
+        load_tile(s.in.x, a.x.data, a.x.stride, a.x.dtype, x_row, k0);
+        load_tile(s.in.w, a.w, a.w_stride, a.w_dtype, w_row, k0);
         __syncthreads();
 #pragma unroll
         for (int k = 0; k < kDepth; ++k) {
@@ -56,6 +59,6 @@ extern "C" __global__ void __launch_bounds__(256) linear_fma(di::LinearArgs a) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) s.total[tm + i][tn + j] = sum[i][j];
     __syncthreads();
-    finish_tile(a.e, m0, min(kTile, M - m0), n0, min(kTile, a.N - n0), [&](int m, int n) { return s.total[m][n]; });
+    finish_tile(a.e, rows, n0, min(kTile, a.N - n0), [&](int m, int n) { return s.total[m][n]; });
 }
 EXPORT_KERNEL(linear_fma)

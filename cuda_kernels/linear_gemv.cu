@@ -43,13 +43,14 @@ template <class W, int kRows>
 __device__ __forceinline__ void gemv(const LinearArgs& a) {
     constexpr int kCount = Lane<W>::kCount;
     SHARED(Chunk, x, kRows);
-    const int M = count(a.rows), m0 = blockIdx.y * kRows;
-    if (m0 >= M) return;
+    const RowSet rows = row_set(a.experts, a.rows, kRows);
+    if (rows.count == 0) return;
     const int lane = threadIdx.x & 31, pair = blockIdx.x * kWarps + (threadIdx.x >> 5);
     const bool gated = is_gated(a.e), valid = 2 * pair < a.N;
     const int n = column_of(valid ? pair : 0, gated), other = n + (gated ? 16 : 1);
-    const W* w0 = static_cast<const W*>(a.w) + n * a.w_stride;
-    const W* w1 = static_cast<const W*>(a.w) + other * a.w_stride;
+    const int64_t first_row = static_cast<int64_t>(rows.expert) * a.N;
+    const W* w0 = static_cast<const W*>(a.w) + (first_row + n) * a.w_stride;
+    const W* w1 = static_cast<const W*>(a.w) + (first_row + other) * a.w_stride;
 
     float sum[2][kRows] = {};
     for (int k0 = 0; k0 < a.K; k0 += kChunk) {
@@ -57,7 +58,7 @@ __device__ __forceinline__ void gemv(const LinearArgs& a) {
         __syncthreads();
         for (int i = 4 * threadIdx.x; i < kRows * kChunk; i += 4 * blockDim.x) {
             const int m = i / kChunk, k = i % kChunk;
-            const Four v = m0 + m < M && k < width ? load4(a.x, m0 + m, k0 + k) : Four{};
+            const Four v = m < rows.count && k < width ? load4(a.x, rows.in(m), k0 + k) : Four{};
 #pragma unroll
             for (int j = 0; j < 4; ++j) x[m].k[k + j] = v.x[j];
         }
@@ -78,9 +79,9 @@ __device__ __forceinline__ void gemv(const LinearArgs& a) {
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
         const float first = warp_sum(sum[0][m]), second = warp_sum(sum[1][m]);
-        if (!valid || lane != m || m0 + m >= M) continue;
-        finish(a.e, m0 + m, n, first, second);
-        if (!gated) finish(a.e, m0 + m, other, second, 0.0f);
+        if (!valid || lane != m || m >= rows.count) continue;
+        finish(a.e, rows.out(m), n, first, second);
+        if (!gated) finish(a.e, rows.out(m), other, second, 0.0f);
     }
 }
 

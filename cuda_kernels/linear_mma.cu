@@ -23,15 +23,15 @@ struct Shape {
 // 16 bytes at row `row`, byte column `c` of a slice.
 __device__ __forceinline__ unsigned char* slice_at(unsigned char* slice, int row, int c) { return slice + row * kRowBytes + c; }
 
-// Rows [first, first + count) of a matrix, columns [k0, k0 + kDepth); zeros where there are none.
-template <class T>
-__device__ __forceinline__ void load_slice(unsigned char* slice, const T* data, int64_t stride, int first, int count, int end,
-                                           int k0) {
+// Rows row_of(0) … row_of(count - 1) of a matrix, columns [k0, k0 + kDepth); zeros where the row is negative.
+template <class T, class RowOf>
+__device__ __forceinline__ void load_slice(unsigned char* slice, const T* data, int64_t stride, int count, int k0,
+                                           RowOf row_of) {
     constexpr int kPieces = kDepth / 8;
     for (int i = threadIdx.x; i < count * kPieces; i += blockDim.x) {
         const int row = i / kPieces, piece = i % kPieces;
-        const bool there = first + row < end;
-        cp_async16(slice_at(slice, row, 16 * piece), data + (there ? first + row : 0) * stride + k0 + 8 * piece, there);
+        const int from = row_of(row);
+        cp_async16(slice_at(slice, row, 16 * piece), data + max(from, 0) * stride + k0 + 8 * piece, from >= 0);
     }
 }
 
@@ -62,14 +62,17 @@ __device__ __forceinline__ void multiply_slice(float (&sum)[S::kTilesM][S::kTile
 template <class T, class S>
 __device__ __forceinline__ void linear(const LinearArgs& a) {
     SHARED_DYNAMIC(unsigned char, shared);
-    const int M = count(a.rows), m0 = blockIdx.y * S::kM, n0 = blockIdx.x * S::kN;
-    if (m0 >= M) return;
+    const RowSet rows = row_set(a.experts, a.rows, S::kM);
+    if (rows.count == 0) return;
+    const int n0 = blockIdx.x * S::kN;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warp_m = warp / S::kWarpsN, warp_n = warp % S::kWarpsN;
     const T *x = static_cast<const T*>(a.x.data), *w = static_cast<const T*>(a.w);
     const auto load = [&](int slice) {
         unsigned char* stage = shared + slice % kStages * S::kStageBytes;
-        load_slice(stage, x, a.x.stride, m0, S::kM, M, slice * kDepth);
-        load_slice(slice_at(stage, S::kM, 0), w, a.w_stride, n0, S::kN, a.N, slice * kDepth);
+        load_slice(stage, x, a.x.stride, S::kM, slice * kDepth,
+                   [&](int i) { return i < rows.count ? rows.in(i) : -1; });
+        load_slice(slice_at(stage, S::kM, 0), w, a.w_stride, S::kN, slice * kDepth,
+                   [&](int i) { return n0 + i < a.N ? rows.expert * a.N + n0 + i : -1; });
     };
 
     float sum[S::kTilesM][S::kTilesN][4] = {};
@@ -100,7 +103,7 @@ __device__ __forceinline__ void linear(const LinearArgs& a) {
                 total[m * S::kTotalStride + n] = sum[i][j][r];
             }
     __syncthreads();
-    finish_tile(a.e, m0, min(S::kM, M - m0), n0, min(S::kN, a.N - n0),
+    finish_tile(a.e, rows, n0, min(S::kN, a.N - n0),
                 [&](int m, int n) { return total[m * S::kTotalStride + n]; });
 }
 

@@ -29,15 +29,15 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const uint4& top, cons
 template <class T>
 __device__ __forceinline__ void linear(const LinearArgs& a) {
     SHARED(Sums, sums, 1);
-    const int M = count(a.rows), m0 = blockIdx.y * kRows;
-    if (m0 >= M) return;
+    const RowSet rows = row_set(a.experts, a.rows, kRows);
+    if (rows.count == 0) return;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     const bool gated = is_gated(a.e);
     const int n0 = gated ? blockIdx.x / 2 * 32 + blockIdx.x % 2 * 8 : blockIdx.x * kColumns, next = gated ? 16 : 8;
     const uint16_t* x = static_cast<const uint16_t*>(a.x.data) + 8 * t;
-    const uint16_t* top = m0 + g < M ? x + (m0 + g) * a.x.stride : nullptr;
-    const uint16_t* bottom = m0 + g + 8 < M ? x + (m0 + g + 8) * a.x.stride : nullptr;
-    const uint16_t* w0 = static_cast<const uint16_t*>(a.w) + (n0 + g) * a.w_stride + 8 * t;
+    const uint16_t* top = g < rows.count ? x + rows.in(g) * a.x.stride : nullptr;
+    const uint16_t* bottom = g + 8 < rows.count ? x + rows.in(g + 8) * a.x.stride : nullptr;
+    const uint16_t* w0 = static_cast<const uint16_t*>(a.w) + (static_cast<int64_t>(rows.expert) * a.N + n0 + g) * a.w_stride + 8 * t;
     const uint16_t* w1 = w0 + next * a.w_stride;
 
     float sum[2][4] = {};
@@ -54,13 +54,13 @@ __device__ __forceinline__ void linear(const LinearArgs& a) {
     __syncthreads();
 
     const int outputs = gated ? 8 : 16, m = threadIdx.x / outputs, n = threadIdx.x % outputs;
-    if (m >= kRows || m0 + m >= M) return;
+    if (m >= rows.count) return;
     float total = 0, up = 0;
     for (int w = 0; w < kWarps; ++w) {
         total += sums->at[w][m][n];
         if (gated) up += sums->at[w][m][n + 8];
     }
-    finish(a.e, m0 + m, n0 + n, total, up);
+    finish(a.e, rows.out(m), n0 + n, total, up);
 }
 
 }  // namespace

@@ -24,6 +24,7 @@ __device__ __forceinline__ float exp_spec(float x) {
 
 __device__ __forceinline__ float sigmoid_times(float x, float exponent) { return x / (1.0f + exp_spec(exponent)); }
 __device__ __forceinline__ float silu(float x) { return sigmoid_times(x, -x); }
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_spec(-x)); }
 __device__ __forceinline__ float tanh_spec(float x) { return 1.0f - 2.0f / (1.0f + exp_spec(2.0f * x)); }
 
 __device__ __forceinline__ float gelu_tanh(float x) {

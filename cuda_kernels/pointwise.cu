@@ -1,4 +1,4 @@
-// Element by element: activations, products, sums, scales, soft caps, casts; and rows gathered by number.
+// Element by element: activations, products, sums, scales, soft caps, casts, rows times a gate; and rows gathered by number.
 #include "math.cuh"
 #include "view.cuh"
 
@@ -11,6 +11,7 @@ __device__ __forceinline__ float point(const PointwiseArgs& a, float x, float y)
         case POINT_MUL: return x * y;
         case POINT_ADD: return x + y;
         case POINT_SCALE: return x * a.factor;
+        case POINT_GATE: return x * sigmoid(y);
         case POINT_SOFTCAP: return a.factor * tanh_spec(x / a.factor);
         default: return x;
     }
@@ -26,7 +27,11 @@ extern "C" __global__ void __launch_bounds__(256) pointwise(di::PointwiseArgs a)
     const int step = 4 * gridDim.y * blockDim.x;
     for (int c = 4 * (blockIdx.y * blockDim.x + threadIdx.x); c < a.out.cols; c += step) {
         const Four x = load4(a.a, row, c);
-        const Four y = a.b.data ? load4(a.b, row, c) : Four{};
+        Four y = {};
+        if (a.op == POINT_GATE)
+            y.x[0] = y.x[1] = y.x[2] = y.x[3] = load1(a.b, row, 0);
+        else if (a.b.data)
+            y = load4(a.b, row, c);
         Four r;
         for (int i = 0; i < 4; ++i) r.x[i] = point(a, x.x[i], y.x[i]);
         store4(a.out, row, c, r);

@@ -1,0 +1,146 @@
+"""Launches single CUDA kernels on the emulator: `cuda_kernels/args.h` as ctypes, NumPy arrays as device memory.
+
+Arrays that a kernel gets are copies that end at a page which nobody may touch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+KERNELS = Path(__file__).resolve().parents[2] / "cuda_kernels"
+DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "i32": 3, "i8": 4, "u8": 5, "u4": 6}
+SCALARS = {
+    "int8_t": ctypes.c_int8,
+    "uint8_t": ctypes.c_uint8,
+    "int16_t": ctypes.c_int16,
+    "int32_t": ctypes.c_int32,
+    "uint32_t": ctypes.c_uint32,
+    "int64_t": ctypes.c_int64,
+    "uint64_t": ctypes.c_uint64,
+    "float": ctypes.c_float,
+}
+
+
+# ---- args.h as ctypes ------------------------------------------------------------------------------------------------
+
+
+@cache
+def structs() -> Mapping[str, type[ctypes.Structure]]:
+    """The structs of args.h by name."""
+    text = re.sub(r"//[^\n]*", "", (KERNELS / "args.h").read_text())
+    found: dict[str, type[ctypes.Structure]] = {}
+    for name, body in re.findall(r"struct (\w+) \{(.*?)\n\};", text, re.S):
+        fields: list[tuple[str, Any]] = []
+        for line in filter(None, (part.strip() for part in body.split(";"))):
+            declared = re.match(r"(?:const )?(\w+)\s*(.*)", line, re.S)
+            assert declared, line
+            for item in declared[2].split(","):
+                kind: Any = SCALARS.get(declared[1]) or found.get(declared[1])
+                if "*" in item:
+                    kind = ctypes.c_void_p
+                field = item.replace("*", "").strip()
+                if count := re.fullmatch(r"(\w+)\[(\d+)\]", field):
+                    field, kind = count[1], kind * int(count[2])
+                assert kind is not None, line
+                fields.append((field, kind))
+        found[name] = type(name, (ctypes.Structure,), {"_fields_": fields})
+    return found
+
+
+def make(name: str, **fields: Any) -> Any:
+    """A struct of args.h: arrays give their addresses, mappings nested structs, None a null."""
+    kind = structs()[name]
+    types = dict(kind._fields_)  # type: ignore[misc,arg-type]
+    unknown = fields.keys() - types.keys()
+    assert not unknown, f"{name} has no {unknown}"
+    result = kind()
+    for key, value in fields.items():
+        if isinstance(value, np.ndarray):
+            value = value.ctypes.data
+        elif isinstance(value, Mapping):
+            value = make(types[key].__name__, **value)
+        elif isinstance(value, Sequence):
+            value = types[key](*value)
+        if value is not None:
+            setattr(result, key, value)
+    return result
+
+
+def view(data: Array, dtype: str = "f32", first: int = 0, cols: int | None = None) -> Any:
+    """A View of the columns [first, first + cols) of a two-dimensional array; 16-bit types come as their bits."""
+    assert data.ndim == 2
+    at = data.ctypes.data + first * data.itemsize
+    return make(
+        "View", data=at, stride=data.shape[1], cols=data.shape[1] - first if cols is None else cols, dtype=DTYPES[dtype]
+    )
+
+
+def rows(most: int, actual: Array | None = None) -> Any:
+    """A Rows; `actual` is an int32 array of one element."""
+    return make("Rows", most=most, actual=actual)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+class Memory:
+    """Device arrays: copies, each at the end of pages of its own, with a forbidden page behind."""
+
+    def __init__(self) -> None:
+        self._held: list[mmap.mmap] = []
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def put(self, values: Array) -> Array:
+        """A writable copy whose end, but for alignment to 16 bytes, is the end of what may be touched."""
+        values = np.ascontiguousarray(values)
+        size = -(-max(values.nbytes, 1) // 16) * 16
+        pages = -(-size // mmap.PAGESIZE)
+        area = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+        guard = ctypes.c_void_p(start + pages * mmap.PAGESIZE)
+        assert self._libc.mprotect(guard, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+        self._held.append(area)
+        whole = np.frombuffer(area, np.uint8)[pages * mmap.PAGESIZE - size :][: values.nbytes]
+        result: Array = whole.view(values.dtype).reshape(values.shape)
+        result[...] = values
+        return result
+
+    def full(self, shape: tuple[int, ...], dtype: Any, value: Any) -> Array:
+        """An array of one value."""
+        return self.put(np.full(shape, value, dtype))
+
+
+# ---- launching ---------------------------------------------------------------------------------------------------------
+
+
+class Kernels:
+    """The kernels of some emulator libraries."""
+
+    def __init__(self, libraries: Iterable[Path]) -> None:
+        self._libraries = [ctypes.CDLL(str(path)) for path in libraries]
+
+    @classmethod
+    def of_images(cls, folder: Path) -> Kernels:
+        """The kernels of the emulator's images, which name their libraries."""
+        return cls(Path(image.read_bytes().split(b"\0")[1].decode()) for image in sorted(folder.glob("*.cubin")))
+
+    def __contains__(self, kernel: str) -> bool:
+        return any(hasattr(library, f"emu_run_{kernel}") for library in self._libraries)
+
+    def run(self, kernel: str, grid: tuple[int, ...], block: int, args: ctypes.Structure, shared: int = 0) -> None:
+        """Launches over `grid` (x, or x and y) with a struct of args.h."""
+        library = next(each for each in self._libraries if hasattr(each, f"emu_run_{kernel}"))
+        shape = (ctypes.c_uint * 6)(grid[0], grid[1] if len(grid) > 1 else 1, 1, block, 1, 1)
+        sizes = (ctypes.c_int * 8)()
+        assert getattr(library, f"emu_sizes_{kernel}")(sizes) == 1 and sizes[0] == ctypes.sizeof(args)
+        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(args))
+        getattr(library, f"emu_run_{kernel}")(shape, ctypes.c_size_t(shared), parameters)
