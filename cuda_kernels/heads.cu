@@ -90,10 +90,9 @@ extern "C" __global__ void __launch_bounds__(32) rope_kv(di::HeadsArgs a) {
         if (norm) norm_head(x, norm, a.D, a.eps, lane);
         if (a.table.data) rotate_head(x, a, t, lane);
     }
-    if (is_q) {
-        for (int c = lane; c < a.D; c += 32) store1(a.q, t, head * a.head + c, x[c]);
-        return;
-    }
+    if (!is_v)
+        for (int c = lane; c < a.D; c += 32) store1(from, t, head * a.head + c, x[c]);
+    if (is_q) return;
     store_head(x, a, is_v, head, t, lane);
 }
 EXPORT_KERNEL(rope_kv)

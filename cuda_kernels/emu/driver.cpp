@@ -296,6 +296,32 @@ EXPORT int cuMemcpyDtoDAsync_v2(DevicePointer to, DevicePointer from, size_t byt
     put(stream, [=] { std::memcpy(bytes_at(to), bytes_at(from), bytes); });
     return kSuccess;
 }
+struct Copy2D {
+    size_t source_x, source_y;
+    unsigned source_kind;
+    const void* source_host;
+    DevicePointer source_device;
+    void* source_array;
+    size_t source_pitch;
+    size_t target_x, target_y;
+    unsigned target_kind;
+    void* target_host;
+    DevicePointer target_device;
+    void* target_array;
+    size_t target_pitch;
+    size_t width, height;
+};
+// From host to device only.
+EXPORT int cuMemcpy2DAsync_v2(const Copy2D* copy, void* stream) {
+    if (copy->source_kind != 1 || copy->target_kind != 2) return kInvalidValue;
+    for (size_t row = 0; row < copy->height; ++row) {
+        const auto* from = static_cast<const unsigned char*>(copy->source_host) + row * copy->source_pitch;
+        const int result =
+            cuMemcpyHtoDAsync_v2(copy->target_device + row * copy->target_pitch, from, copy->width, stream);
+        if (result) return result;
+    }
+    return kSuccess;
+}
 EXPORT int cuMemsetD8Async(DevicePointer to, unsigned char value, size_t bytes, void* stream) {
     const Lock lock(state().mutex);
     if (!is_device(to, bytes)) return kInvalidValue;

@@ -14,14 +14,13 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "cuda_kernels"
 HEADERS = ROOT / "dashinfer_lite" / "include"
-COMMON = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off")
-WARNINGS = ("-Wall", "-Wextra", "-Werror")
+COMMON = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off")
 
 
 @dataclass(frozen=True)
@@ -61,45 +60,62 @@ def missing() -> str:
 @cache
 def emulator(arch: int = 80) -> Emulator:
     """Compiles what is not compiled yet, with kernels for one architecture."""
-    folder = Path(tempfile.gettempdir()) / f"dashinfer-emulator-{os.getuid()}" / _hash_of_sources()
-    kernels = folder / f"sm_{arch}"
-    (kernels / "cubin").mkdir(parents=True, exist_ok=True)
-    host, driver = folder / "libdashinfer_cuda.so", folder / "libcuda_emulated.so"
-    sources = [str(path) for path in sorted((KERNELS / "host").glob("*.cpp"))]
-    jobs = [
-        (host, [*WARNINGS, "-fno-exceptions", "-fno-rtti", f"-I{KERNELS}", f"-I{HEADERS}", *sources]),
-        (driver, [*WARNINGS, str(KERNELS / "emu" / "driver.cpp")]),
+    folder = Path(tempfile.gettempdir()) / f"dashinfer-emulator-{os.getuid()}"
+    host_files = sorted((KERNELS / "host").glob("*.cpp"))
+    headers = [*KERNELS.glob("*.h"), *HEADERS.glob("*.h")]
+    includes = [f"-I{KERNELS}", f"-I{HEADERS}"]
+    host = _Target(folder, "host", host_files, [*headers, *(KERNELS / "host").glob("*.h")], includes)
+    driver = _Target(folder, "driver", [KERNELS / "emu" / "driver.cpp"], [], [])
+    device_headers = [*headers, *KERNELS.glob("*.cuh"), *(KERNELS / "emu").glob("*.h")]
+    flags = ["-x", "c++", "-DDI_EMU", f"-DDI_ARCH={arch}0", f"-I{KERNELS}", "-Wno-unknown-pragmas"]
+    kernels = [
+        _Target(folder, f"{source.stem}.sm_{arch}", [source], device_headers, flags)
+        for source in sorted(KERNELS.glob("*.cu"))
     ]
-    for source in sorted(KERNELS.glob("*.cu")):
-        target = kernels / f"{source.stem}.so"
-        emulated = ["-x", "c++", "-DDI_EMU", f"-DDI_ARCH={arch}0", f"-I{KERNELS}", "-Wno-unknown-pragmas"]
-        jobs.append((target, [*WARNINGS, *emulated, str(source)]))
-        image = kernels / "cubin" / f"{source.stem}.sm_{arch}.cubin"
-        image.write_bytes(b"DIEMU\0" + str(target).encode() + b"\0")
+    targets = [host, driver, *kernels]
+    folder.mkdir(mode=0o700, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(_compile, jobs))
-    return Emulator(host, driver, kernels)
+        list(pool.map(_Target.compile, targets))
+    together = folder / hashlib.sha256(" ".join(target.path.name for target in kernels).encode()).hexdigest()[:16]
+    (together / "cubin").mkdir(parents=True, exist_ok=True)
+    for target in kernels:
+        image = b"DIEMU\0" + str(target.path).encode() + b"\0"
+        (together / "cubin" / f"{target.name}.cubin").write_bytes(image)
+    return Emulator(host.path, driver.path, together)
 
 
-def _compile(job: tuple[Path, list[str]]) -> None:
-    target, arguments = job
-    if target.exists():
-        return
-    fresh = target.with_suffix(f".{os.getpid()}")
-    command = [_compiler(), *COMMON, *arguments, "-o", str(fresh), "-ldl"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
-    fresh.rename(target)
+@dataclass(frozen=True)
+class _Target:
+    """A shared library; the hash of everything that goes into it is part of its name."""
+
+    folder: Path
+    name: str
+    sources: list[Path]
+    depends: list[Path]
+    flags: list[str]
+
+    @property
+    def command(self) -> list[str]:
+        return [_compiler(), *COMMON, *self.flags, *map(str, self.sources)]
+
+    @cached_property
+    def path(self) -> Path:
+        found = hashlib.sha256(" ".join(self.command).encode())
+        for path in sorted([*self.sources, *self.depends]):
+            found.update(path.name.encode() + b"\0" + path.read_bytes())
+        return self.folder / f"{self.name}.{found.hexdigest()[:16]}.so"
+
+    def compile(self) -> None:
+        target = self.path
+        if target.exists():
+            return
+        fresh = target.with_suffix(f".{os.getpid()}")
+        command = [*self.command, "-o", str(fresh), "-ldl"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+        fresh.rename(target)
 
 
 def _compiler() -> str:
     return os.environ.get("CXX", "g++")
-
-
-def _hash_of_sources() -> str:
-    found = hashlib.sha256(" ".join((*COMMON, _compiler())).encode())
-    files = [path for path in KERNELS.rglob("*") if path.suffix in (".cu", ".cuh", ".h", ".cpp")]
-    for path in sorted([*files, *HEADERS.glob("*.h"), Path(__file__)]):
-        found.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()[:16]
