@@ -8,6 +8,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import re
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -144,3 +147,67 @@ class Kernels:
         assert getattr(library, f"emu_sizes_{kernel}")(sizes) == 1 and sizes[0] == ctypes.sizeof(args)
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(args))
         getattr(library, f"emu_run_{kernel}")(shape, ctypes.c_size_t(shared), parameters)
+
+    def launch(self, name: str, args: ctypes.Structure, *more: Any) -> str:
+        """Launches as `launch_<name>` of launch.h says; returns the kernel that it chose."""
+        found = launch_of(name, args, *more)
+        grid = (found.grid_x, found.grid_y)
+        self.run(found.kernel.decode(), grid, found.block, args, found.shared)
+        kernel: str = found.kernel.decode()
+        return kernel
+
+
+# ---- launch.h ----------------------------------------------------------------------------------------------------------
+
+
+class Launch(ctypes.Structure):
+    """How a kernel is launched; the struct of launch.h."""
+
+    _fields_ = [
+        ("kernel", ctypes.c_char_p),
+        ("grid_x", ctypes.c_int32),
+        ("grid_y", ctypes.c_int32),
+        ("block", ctypes.c_int32),
+        ("shared", ctypes.c_int32),
+    ]
+
+
+class Chip(ctypes.Structure):
+    """A GPU; the struct of launch.h."""
+
+    _fields_ = [("arch", ctypes.c_int32), ("processors", ctypes.c_int32), ("shared_bytes", ctypes.c_int32)]
+
+
+SHARED_KIB = {70: 96, 75: 64, 80: 163, 86: 99, 89: 99, 90: 227}
+
+
+def chip(arch: int) -> Chip:
+    """A GPU of an architecture."""
+    return Chip(arch, 16, SHARED_KIB[arch] * 1024)
+
+
+def launch_of(name: str, args: ctypes.Structure, *more: Any) -> Launch:
+    """What `launch_<name>` of launch.h says for a struct of args.h; `more` are a Chip or a bool where it takes one."""
+    result = Launch()
+    function = getattr(_launches(), f"launch_{name}")
+    function(ctypes.byref(args), *(ctypes.byref(m) if isinstance(m, Chip) else m for m in more), ctypes.byref(result))
+    return result
+
+
+@cache
+def _launches() -> ctypes.CDLL:
+    """launch.h as a library: each function with pointers in place of references, and the result last."""
+    text = (KERNELS / "launch.h").read_text()
+    source = ['#include "launch.h"', "using namespace di;"]
+    for name, declared in re.findall(r"inline Launch launch_(\w+)\(([^)]*)\)", text):
+        kinds = [re.sub(r"\s*&.*|(?<=bool).*", "", part).strip() for part in declared.split(",")]
+        takes = ", ".join(f"{kind}{'' if kind == 'bool' else '*'} p{i}" for i, kind in enumerate(kinds))
+        gives = ", ".join(f"{'' if kind == 'bool' else '*'}p{i}" for i, kind in enumerate(kinds))
+        source.append(f'extern "C" void launch_{name}({takes}, Launch* result) {{ *result = launch_{name}({gives}); }}')
+    folder = Path(tempfile.mkdtemp(prefix="dashinfer-launches-"))
+    (folder / "launches.cpp").write_text("\n".join(source))
+    command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", f"-I{KERNELS}", str(folder / "launches.cpp"), "-o"]
+    subprocess.run([*command, str(folder / "launches.so")], check=True)
+    library = ctypes.CDLL(str(folder / "launches.so"))
+    shutil.rmtree(folder)
+    return library
