@@ -6,16 +6,21 @@ system's temporary folder by the hash of all sources, so that a second run start
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
+import importlib
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "cuda_kernels"
@@ -33,14 +38,17 @@ class Emulator:
 
     def register(self) -> None:
         """Makes "cuda" known as the device on the emulator."""
-        import dashinfer_cuda
-
         from dashinfer_lite.devices import register
 
-        library = dashinfer_cuda.load_library(self.host)
+        package = cuda_package()
+        library = package.load_library(self.host)
         library.di_cuda_set(b"driver", str(self.driver).encode())
         library.di_cuda_set(b"kernels", str(self.kernels).encode())
-        register("cuda", lambda: dashinfer_cuda.capsule(self.host))
+        register("cuda", lambda: package.capsule(self.host))
+
+    def set(self, name: str, value: str) -> None:
+        """A setting of the host library, as the environment's DASHINFER_CUDA_<NAME> would be."""
+        cuda_package().load_library(self.host).di_cuda_set(name.encode(), value.encode())
 
     def control(self) -> ctypes.CDLL:
         """The stand-in driver's `emu_count(name)` and `emu_fail(name, nth)`."""
@@ -48,6 +56,19 @@ class Emulator:
         library.emu_count.restype = ctypes.c_long
         library.emu_fail.argtypes = [ctypes.c_char_p, ctypes.c_long]
         return library
+
+
+@cache
+def cuda_package() -> Any:
+    """`dashinfer_cuda`, from the checkout where it is not installed: the checkout is not on the path of the tests."""
+    with contextlib.suppress(ModuleNotFoundError):
+        return importlib.import_module("dashinfer_cuda")
+    folder = ROOT / "dashinfer_cuda"
+    spec = importlib.util.spec_from_file_location("dashinfer_cuda", folder / "__init__.py", submodule_search_locations=[str(folder)])
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["dashinfer_cuda"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def missing() -> str:
