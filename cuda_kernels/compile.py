@@ -55,7 +55,9 @@ def find_compiler(mode: str = "auto") -> Compiler | None:
     elif mode != "off" and (program := find_nvcc()):
         found = Nvcc(str(program))
     if found is None and mode in ("require", "nvcc"):
-        raise CompileError(f"DASHINFER_CUDA_AOT={mode}, but the compiler was not found: pip install nvidia-cuda-nvrtc-cu12")
+        raise CompileError(
+            f"DASHINFER_CUDA_AOT={mode}, but the compiler was not found: pip install nvidia-cuda-nvrtc-cu12"
+        )
     return found
 
 
@@ -168,7 +170,9 @@ class Nvcc:
             target.unlink(missing_ok=True)
 
 
-def compile_all(compiler: Compiler, out: Path, store: Path, architectures: tuple[str, ...] = ARCHITECTURES) -> list[str]:
+def compile_all(
+    compiler: Compiler, out: Path, store: Path, architectures: tuple[str, ...] = ARCHITECTURES
+) -> list[str]:
     """Fills `out` with <module>.<architecture>.cubin, from `store` where nothing changed; returns the architectures made."""
     known = [architecture for architecture in architectures if compiler.knows(architecture)]
     out.mkdir(parents=True, exist_ok=True)
@@ -177,7 +181,11 @@ def compile_all(compiler: Compiler, out: Path, store: Path, architectures: tuple
     with ProcessPoolExecutor(int(os.environ.get("MAX_JOBS", "0")) or os.cpu_count() or 1) as pool:
         for (_, source, architecture, _), stored in zip(jobs, pool.map(_compile_one, jobs), strict=True):
             shutil.copyfile(stored, out / f"{source.stem}.{architecture}.cubin")
-    manifest = {"compiler": compiler.name, "architectures": known, "modules": sorted(path.stem for path in HERE.glob("*.cu"))}
+    manifest = {
+        "compiler": compiler.name,
+        "architectures": known,
+        "modules": sorted(path.stem for path in HERE.glob("*.cu")),
+    }
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return known
 

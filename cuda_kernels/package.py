@@ -100,5 +100,9 @@ def build_host(target: Path) -> None:
 
 
 def _compiler_wheels() -> list[str]:
-    needed = os.environ.get("DASHINFER_CUDA_AOT", "auto") in ("auto", "require") and not os.environ.get("DASHINFER_CUDA_NVRTC")
-    return ["nvidia-cuda-nvrtc-cu12==12.9.86; sys_platform == 'linux' and platform_machine == 'x86_64'"] if needed else []
+    needed = os.environ.get("DASHINFER_CUDA_AOT", "auto") in ("auto", "require") and not os.environ.get(
+        "DASHINFER_CUDA_NVRTC"
+    )
+    return (
+        ["nvidia-cuda-nvrtc-cu12==12.9.86; sys_platform == 'linux' and platform_machine == 'x86_64'"] if needed else []
+    )

@@ -9,8 +9,16 @@ from typing import Final
 
 # Setting of the host library → patterns below a site-packages folder, the newest first.
 PATTERNS: Final = {
-    "nvrtc": ("nvidia/cu13/lib/libnvrtc.so.13", "nvidia/cu12/lib/libnvrtc.so.12", "nvidia/cuda_nvrtc/lib/libnvrtc.so.12"),
-    "cublaslt": ("nvidia/cu13/lib/libcublasLt.so.13", "nvidia/cu12/lib/libcublasLt.so.12", "nvidia/cublas/lib/libcublasLt.so.12"),
+    "nvrtc": (
+        "nvidia/cu13/lib/libnvrtc.so.13",
+        "nvidia/cu12/lib/libnvrtc.so.12",
+        "nvidia/cuda_nvrtc/lib/libnvrtc.so.12",
+    ),
+    "cublaslt": (
+        "nvidia/cu13/lib/libcublasLt.so.13",
+        "nvidia/cu12/lib/libcublasLt.so.12",
+        "nvidia/cublas/lib/libcublasLt.so.12",
+    ),
 }
 TOOLKITS: Final = {"nvrtc": "libnvrtc.so", "cublaslt": "libcublasLt.so"}
 

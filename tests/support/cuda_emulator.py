@@ -64,7 +64,9 @@ def cuda_package() -> Any:
     with contextlib.suppress(ModuleNotFoundError):
         return importlib.import_module("dashinfer_cuda")
     folder = ROOT / "dashinfer_cuda"
-    spec = importlib.util.spec_from_file_location("dashinfer_cuda", folder / "__init__.py", submodule_search_locations=[str(folder)])
+    spec = importlib.util.spec_from_file_location(
+        "dashinfer_cuda", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     assert spec is not None and spec.loader is not None
     module = sys.modules["dashinfer_cuda"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
