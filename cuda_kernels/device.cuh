@@ -71,75 +71,45 @@ __device__ __forceinline__ int dp4a_signed_unsigned(uint32_t a, uint32_t b, int 
 
 // ---- matrix products of a warp ----
 
-// Where the chip lacks the instruction: every lane fetches the rows and columns of its four results from their owners.
-template <class Acc, class Pair>
-__device__ __forceinline__ void mma_by_shuffles(Acc (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                                                Pair pair) {
-    const int lane = static_cast<int>(threadIdx.x) & 31, g = lane & ~3, t = lane & 3;
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int owner = 0; owner < 4; ++owner) {
-            const uint32_t top = __shfl_sync(0xffffffffu, a[2 * half], g + owner);
-            const uint32_t bottom = __shfl_sync(0xffffffffu, a[2 * half + 1], g + owner);
-            const uint32_t even = __shfl_sync(0xffffffffu, b[half], 8 * t + owner);
-            const uint32_t odd = __shfl_sync(0xffffffffu, b[half], 8 * t + 4 + owner);
-            d[0] = pair(top, even, d[0]);
-            d[1] = pair(top, odd, d[1]);
-            d[2] = pair(bottom, even, d[2]);
-            d[3] = pair(bottom, odd, d[3]);
-        }
-}
-
-template <class T>
-__device__ __forceinline__ float dot_pair(uint32_t a, uint32_t b, float c) {
-    c = fmaf(to_float(T{static_cast<uint16_t>(a)}), to_float(T{static_cast<uint16_t>(b)}), c);
-    return fmaf(to_float(T{static_cast<uint16_t>(a >> 16)}), to_float(T{static_cast<uint16_t>(b >> 16)}), c);
-}
+#if DI_ARCH >= 800
 
 // d[16,8] += a[16,16] · b[8,16]ᵀ in 16-bit numbers; the last argument only says which.
 __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16) {
-#if DI_ARCH >= 800
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-    mma_by_shuffles(d, a, b, dot_pair<bf16>);
-#endif
 }
 __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], f16) {
-#if DI_ARCH >= 800
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#elif DI_ARCH >= 750
-    for (int half = 0; half < 2; ++half)
-        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
-#else
-    mma_by_shuffles(d, a, b, dot_pair<f16>);
-#endif
 }
-
 // d[16,8] += a[16,32] · b[8,32]ᵀ, signed bytes of a times unsigned bytes of b.
 __device__ __forceinline__ void mma_16832(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if DI_ARCH >= 800
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#elif DI_ARCH >= 750
-    for (int half = 0; half < 2; ++half)
-        for (int rows = 0; rows < 2; ++rows)
-            asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.u8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
-                         : "+r"(d[2 * rows]), "+r"(d[2 * rows + 1])
-                         : "r"(a[2 * half + rows]), "r"(b[half]));
-#else
-    mma_by_shuffles(d, a, b, dp4a_signed_unsigned);
-#endif
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+
+#elif DI_ARCH >= 750
+
+// Half of the above, in K: d[16,8] += a[16,8] · b[8,8]ᵀ.
+__device__ __forceinline__ void mma_1688(float (&d)[4], uint32_t top, uint32_t bottom, uint32_t b, f16) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(top), "r"(bottom), "r"(b));
+}
+// And a quarter: d[8,8] += a[8,16] · b[8,16]ᵀ.
+__device__ __forceinline__ void mma_8816(int& left, int& right, uint32_t a, uint32_t b) {
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.u8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                 : "+r"(left), "+r"(right)
+                 : "r"(a), "r"(b));
+}
+
+#endif
 
 // Four 8 x 8 matrices of 16-bit elements; lane 8m + i brings the address of row i of matrix m.
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
@@ -224,3 +194,58 @@ __device__ __forceinline__ float warp_max(float x) {
     }
     return x;
 }
+
+// ---- products of a warp on chips before SM80 ----
+
+#if DI_ARCH < 800
+
+// Where the chip lacks the instruction: every lane fetches the rows and columns of its four results from their owners.
+template <class Acc, class Pair>
+__device__ __forceinline__ void mma_by_shuffles(Acc (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                                Pair pair) {
+    const int lane = static_cast<int>(threadIdx.x) & 31, g = lane & ~3, t = lane & 3;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int owner = 0; owner < 4; ++owner) {
+            const uint32_t top = __shfl_sync(0xffffffffu, a[2 * half], g + owner);
+            const uint32_t bottom = __shfl_sync(0xffffffffu, a[2 * half + 1], g + owner);
+            const uint32_t even = __shfl_sync(0xffffffffu, b[half], 8 * t + owner);
+            const uint32_t odd = __shfl_sync(0xffffffffu, b[half], 8 * t + 4 + owner);
+            d[0] = pair(top, even, d[0]);
+            d[1] = pair(top, odd, d[1]);
+            d[2] = pair(bottom, even, d[2]);
+            d[3] = pair(bottom, odd, d[3]);
+        }
+}
+
+template <class T>
+__device__ __forceinline__ float dot_pair(uint32_t a, uint32_t b, float c) {
+    c = fmaf(to_float(T{static_cast<uint16_t>(a)}), to_float(T{static_cast<uint16_t>(b)}), c);
+    return fmaf(to_float(T{static_cast<uint16_t>(a >> 16)}), to_float(T{static_cast<uint16_t>(b >> 16)}), c);
+}
+
+__device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16) {
+    mma_by_shuffles(d, a, b, dot_pair<bf16>);
+}
+__device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], f16 type) {
+#if DI_ARCH >= 750
+#pragma unroll
+    for (int half = 0; half < 2; ++half) mma_1688(d, a[2 * half], a[2 * half + 1], b[half], type);
+#else
+    static_cast<void>(type);
+    mma_by_shuffles(d, a, b, dot_pair<f16>);
+#endif
+}
+__device__ __forceinline__ void mma_16832(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if DI_ARCH >= 750
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int rows = 0; rows < 2; ++rows) mma_8816(d[2 * rows], d[2 * rows + 1], a[2 * half + rows], b[half]);
+#else
+    mma_by_shuffles(d, a, b, dp4a_signed_unsigned);
+#endif
+}
+
+#endif  // DI_ARCH < 800

@@ -105,11 +105,12 @@ inline int32_t expert_tile_rows(int32_t rows, int32_t n_planes) {
 
 inline Launch launch_linear(const LinearArgs& a, const Chip& chip) {
     const bool single = a.experts.chosen != 0 && !a.experts.list, few = a.experts.chosen ? single : a.rows.most <= 16;
-    const bool mma = a.x.dtype == a.w_dtype && a.w_dtype != F32 && chip.arch >= (a.w_dtype == F16 ? 75 : 80);
+    const bool split = a.w_dtype == F16 && a.x.dtype == F32;
+    const bool mma = (split || (a.x.dtype == a.w_dtype && a.w_dtype != F32)) && chip.arch >= (a.w_dtype == F16 ? 75 : 80);
     const int32_t half = a.w_dtype == BF16;
     if (mma && few) {
         const char* const names[2] = {"linear_skinny_f16", "linear_skinny_bf16"};
-        return {names[half], a.N / 16, row_blocks(a.experts, a.rows, 16), 256, 0};
+        return {split ? "linear_skinny_f16_f32" : names[half], a.N / 16, row_blocks(a.experts, a.rows, 16), 256, 0};
     }
     if (few) {
         const char* const names[3][2] = {{"linear_gemv1_f32", "linear_gemv8_f32"},
@@ -118,6 +119,8 @@ inline Launch launch_linear(const LinearArgs& a, const Chip& chip) {
         const bool one = single || a.rows.most == 1;
         return {names[a.w_dtype][!one], divide_up(a.N, 8), row_blocks(a.experts, a.rows, one ? 1 : 8), 128, 0};
     }
+    if (mma && split)
+        return {"linear_mma64_f16_f32", divide_up(a.N, 64), row_blocks(a.experts, a.rows, 64), 128, 3 * (2 * 64 + 64) * 80};
     if (mma) {
         const char* const names[2][2] = {{"linear_mma64_f16", "linear_mma128_f16"}, {"linear_mma64_bf16", "linear_mma128_bf16"}};
         const int32_t large_shared = 128 * 132 * 4;

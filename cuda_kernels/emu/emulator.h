@@ -178,9 +178,11 @@ class Machine {
             wake(i);
         }
         for (int w = 0; w < count_ / kLanes; ++w) warps_[w]->arrived = 0;
+        // In some blocks any thread may be next; in others those that were woken last rush ahead of all others.
+        const unsigned patience = 1u << (next_random() % 3 * 3);
         int left = count_;
         while (!ready_.empty()) {
-            std::swap(ready_[next_random() % ready_.size()], ready_.back());
+            if (next_random() % patience == 0) std::swap(ready_[next_random() % ready_.size()], ready_.back());
             current = fibers_[ready_.back()].get();
             ready_.pop_back();
             machine() = this;

@@ -94,38 +94,61 @@ float half_of(uint32_t pair, int i) {
     return to_float(T{static_cast<uint16_t>(pair >> (16 * i))});
 }
 
-}  // namespace emu
-
-// d[16,8] += a[16,16] · b[8,16]ᵀ in 16-bit numbers; the last argument only says which.
 template <class T>
-inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], T) {
-    using In = emu::MmaIn<float>;
-    using Out = emu::MmaOut<float>;
+void mma_f(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    using In = MmaIn<float>;
+    using Out = MmaOut<float>;
     In in;
     std::copy(d, d + 4, in.d);
     std::copy(a, a + 4, in.a);
     std::copy(b, b + 2, in.b);
-    const Out out = emu::the_machine.exchange<In, Out>(&emu::kMma16, in, [](const In* all, Out* results) {
-        emu::mma<float, double, 2>(all, results, emu::half_of<T>, emu::half_of<T>);
-    });
+    const Out out = the_machine.exchange<In, Out>(
+        &kMma16, in, [](const In* all, Out* results) { mma<float, double, 2>(all, results, half_of<T>, half_of<T>); });
     std::copy(out.d, out.d + 4, d);
 }
 
-// d[16,8] += a[16,32] · b[8,32]ᵀ, signed bytes of a times unsigned bytes of b.
-inline void mma_16832(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    using In = emu::MmaIn<int>;
-    using Out = emu::MmaOut<int>;
+inline void mma_i(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    using In = MmaIn<int>;
+    using Out = MmaOut<int>;
     In in;
     std::copy(d, d + 4, in.d);
     std::copy(a, a + 4, in.a);
     std::copy(b, b + 2, in.b);
-    const Out out = emu::the_machine.exchange<In, Out>(&emu::kMma8, in, [](const In* all, Out* results) {
-        emu::mma<int, int, 4>(
+    const Out out = the_machine.exchange<In, Out>(&kMma8, in, [](const In* all, Out* results) {
+        mma<int, int, 4>(
             all, results, [](uint32_t word, int i) { return static_cast<int>(static_cast<int8_t>(word >> (8 * i))); },
             [](uint32_t word, int i) { return static_cast<int>(word >> (8 * i) & 0xFF); });
     });
     std::copy(out.d, out.d + 4, d);
 }
+
+}  // namespace emu
+
+// What a chip has; device.cuh makes the rest of it.
+#if DI_ARCH >= 800
+
+// d[16,8] += a[16,16] · b[8,16]ᵀ in 16-bit numbers; the last argument only says which.
+template <class T>
+void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], T) {
+    emu::mma_f<T>(d, a, b);
+}
+// d[16,8] += a[16,32] · b[8,32]ᵀ, signed bytes of a times unsigned bytes of b.
+inline void mma_16832(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { emu::mma_i(d, a, b); }
+
+#elif DI_ARCH >= 750
+
+// Half of the above, in K: d[16,8] += a[16,8] · b[8,8]ᵀ.
+inline void mma_1688(float (&d)[4], uint32_t top, uint32_t bottom, uint32_t b, f16) {
+    emu::mma_f<f16>(d, {top, bottom, 0, 0}, {b, 0});
+}
+// And a quarter: d[8,8] += a[8,16] · b[8,16]ᵀ.
+inline void mma_8816(int& left, int& right, uint32_t a, uint32_t b) {
+    int d[4] = {left, right, 0, 0};
+    emu::mma_i(d, {a, 0, 0, 0}, {b, 0});
+    left = d[0], right = d[1];
+}
+
+#endif
 
 // Four 8 x 8 matrices of 16-bit elements; lane 8m + i brings the address of row i of matrix m.
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
