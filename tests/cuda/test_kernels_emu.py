@@ -227,7 +227,7 @@ class Cached:
 
 
 def assert_cached(cached: Cached, which: int, head: int, slot: int, x: Array, *, exactly: bool) -> None:
-    """A head of a token is in the cache: rounded, or as codes, whose bits are known where nothing was computed before."""
+    """A head of a token is in the cache: rounded, or as codes, whose bits are known where nothing was computed."""
     got, (scale, zero) = cached.row(which, head, slot)
     if cached.cache[0] != "u":
         with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""The CUDA sampler against the reference: the same tokens, statuses, ranks and alternatives, for every option and mixture."""
+"""The CUDA sampler against the reference: the same tokens, statuses, ranks and alternatives."""
 
 from __future__ import annotations
 

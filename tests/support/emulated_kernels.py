@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 Array = np.ndarray
 KERNELS = Path(__file__).resolve().parents[2] / "cuda_kernels"
@@ -122,25 +123,29 @@ class Memory:
         return self.put(np.full(shape, value, dtype))
 
 
-# ---- launching ---------------------------------------------------------------------------------------------------------
+# ---- launching -----------------------------------------------------------------------------------------------------
 
 
 class Kernels:
-    """The kernels of some emulator libraries."""
+    """The kernels of some emulator libraries for an architecture; what these lack comes from `others`."""
 
-    def __init__(self, libraries: Iterable[Path]) -> None:
-        self._libraries = [ctypes.CDLL(str(path)) for path in libraries]
+    def __init__(self, libraries: Iterable[Path], arch: int = 80, others: Kernels | None = None) -> None:
+        self.arch = arch
+        self._libraries = [ctypes.CDLL(str(path)) for path in libraries] + (others._libraries if others else [])
 
     @classmethod
-    def of_images(cls, folder: Path) -> Kernels:
+    def of_images(cls, folder: Path, arch: int) -> Kernels:
         """The kernels of the emulator's images, which name their libraries."""
-        return cls(Path(image.read_bytes().split(b"\0")[1].decode()) for image in sorted(folder.glob("*.cubin")))
+        images = sorted(folder.glob("*.cubin"))
+        return cls([Path(image.read_bytes().split(b"\0")[1].decode()) for image in images], arch)
 
     def __contains__(self, kernel: str) -> bool:
         return any(hasattr(library, f"emu_run_{kernel}") for library in self._libraries)
 
     def run(self, kernel: str, grid: tuple[int, ...], block: int, args: ctypes.Structure, shared: int = 0) -> None:
         """Launches over `grid` (x, or x and y) with a struct of args.h."""
+        if self.arch < 80 and kernel not in self:
+            pytest.skip(f"SM{self.arch} has no {kernel}")
         library = next(each for each in self._libraries if hasattr(each, f"emu_run_{kernel}"))
         shape = (ctypes.c_uint * 6)(grid[0], grid[1] if len(grid) > 1 else 1, 1, block, 1, 1)
         sizes = (ctypes.c_int * 8)()
@@ -157,7 +162,7 @@ class Kernels:
         return kernel
 
 
-# ---- launch.h ----------------------------------------------------------------------------------------------------------
+# ---- launch.h ------------------------------------------------------------------------------------------------------
 
 
 class Launch(ctypes.Structure):
