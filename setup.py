@@ -1,4 +1,4 @@
-"""Builds the one extension module `dashinfer_lite._native`, or with DASHINFER_DIST=cuda the distribution dashinfer-cuda.
+"""Builds the one extension module `dashinfer_lite._native`; with DASHINFER_DIST=cuda, dashinfer-cuda instead.
 
 Each CPU tier is one translation unit with its own compiler flags; all of them end up in the same shared object and the
 tier is chosen at run time, so that one

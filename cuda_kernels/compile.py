@@ -1,7 +1,8 @@
 """Compiles the kernels ahead of time: sources → one cubin a module and architecture.
 
-NVRTC from NVIDIA's wheel needs no toolkit, no driver and no GPU, and is the one compiler of the package index that knows every
-architecture from sm_70 on; a toolkit's nvcc is the fallback. Used by setup.py, and by the tests of resource use.
+NVRTC from NVIDIA's wheel needs no toolkit, no driver and no GPU, and is the one compiler of the package index that
+knows every architecture from sm_70 on; a toolkit's nvcc is the fallback. Used by setup.py, and by the tests of resource
+use.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Compiler(Protocol):
 
 
 def find_compiler(mode: str = "auto") -> Compiler | None:
-    """The compiler to use. `mode` "auto" (NVRTC, else nvcc, else none), "require", "nvcc" or "off"; see DASHINFER_CUDA_AOT."""
+    """The compiler to use: `mode` is "auto" (NVRTC, else nvcc, else none), "require", "nvcc" or "off"."""
     if mode not in ("auto", "require", "nvcc", "off"):
         raise CompileError(f"DASHINFER_CUDA_AOT={mode!r}: expected auto, require, nvcc or off")
     found: Compiler | None = None
@@ -136,8 +137,9 @@ def _nvrtc_library(path: str) -> ctypes.CDLL:
         ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
     library = ctypes.CDLL(path)
     library.nvrtcCreateProgram.argtypes = [
-        ctypes.POINTER(ctypes.c_void_p), ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
-    ]  # fmt: skip
+        ctypes.POINTER(ctypes.c_void_p),
+        *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p),
+    ]
     return library
 
 
@@ -173,7 +175,7 @@ class Nvcc:
 def compile_all(
     compiler: Compiler, out: Path, store: Path, architectures: tuple[str, ...] = ARCHITECTURES
 ) -> list[str]:
-    """Fills `out` with <module>.<architecture>.cubin, from `store` where nothing changed; returns the architectures made."""
+    """Fills `out` with <module>.<architecture>.cubin, from `store` where nothing changed; returns the architectures."""
     known = [architecture for architecture in architectures if compiler.knows(architecture)]
     out.mkdir(parents=True, exist_ok=True)
     store.mkdir(parents=True, exist_ok=True)

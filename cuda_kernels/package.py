@@ -1,7 +1,7 @@
-"""The distribution dashinfer-cuda: a host library in plain C++, cubins, and the kernels' sources for GPUs that are newer.
+"""The distribution dashinfer-cuda: a host library in plain C++, cubins, and the kernels' sources for newer GPUs.
 
-Nothing of CUDA is needed to install it, and the wheel serves every Python. Environment: DASHINFER_CUDA_AOT (auto, require,
-nvcc, off), DASHINFER_CUDA_ARCHS ("sm_80 sm_90a"), DASHINFER_CUDA_NVRTC, DASHINFER_NVCC, CXX, MAX_JOBS.
+Nothing of CUDA is needed to install it, and the wheel serves every Python. Environment: DASHINFER_CUDA_AOT (auto,
+require, nvcc, off), DASHINFER_CUDA_ARCHS ("sm_80 sm_90a"), DASHINFER_CUDA_NVRTC, DASHINFER_NVCC, CXX, MAX_JOBS.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """DashInfer Lite on NVIDIA GPUs: the device "cuda".
 
-Found by `dashinfer_lite` through the entry point `dashinfer_lite.devices`. Importing it loads nothing; without a GPU or a
-driver the device says so when it is asked for.
+Found by `dashinfer_lite` through the entry point `dashinfer_lite.devices`. Importing it loads nothing; without a GPU or
+a driver the device says so when it is asked for.
 """
 
 from __future__ import annotations

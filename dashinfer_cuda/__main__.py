@@ -1,4 +1,4 @@
-"""`python -m dashinfer_cuda`: GPUs, kernels and libraries found, a self-test, and how fast a product reads its weight."""
+"""`python -m dashinfer_cuda`: GPUs, kernels and libraries found, a self-test, and how fast a product is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS = (1, 16, 256)
 
 
 def main() -> int:
-    """Prints what there is; 0 where a GPU works, 1 where there is none, 2 where it computes something else than the CPU."""
+    """Prints what there is; 0 where a GPU works, 1 where there is none, 2 where it differs from the CPU."""
     print_kernels()
     print_libraries()
     status = next(status for status in devices() if status.name == "cuda")
@@ -38,9 +38,8 @@ def print_kernels(folder: Path = HERE / "cubin") -> None:
         return
     made = json.loads(manifest.read_text())
     size = sum(path.stat().st_size for path in folder.glob("*.cubin")) / 2**20
-    print(
-        f"kernels    {' '.join(made['architectures'])}: {len(made['modules'])} modules by {made['compiler']}, {size:.1f} MiB"
-    )
+    architectures, modules = " ".join(made["architectures"]), len(made["modules"])
+    print(f"kernels    {architectures}: {modules} modules by {made['compiler']}, {size:.1f} MiB")
 
 
 def print_libraries() -> None:

@@ -53,7 +53,8 @@ class Product:
     def describe(self) -> str:
         """One line with the share of memory and arithmetic that the product had."""
         read, done = 2 * self.n * self.k / self.seconds, 2 * self.rows * self.n * self.k / self.seconds
-        return f"[{self.rows},{self.k}] · [{self.n},{self.k}]ᵀ bf16: {self.seconds * 1e6:.1f} µs, {read / 1e9:.0f} GB/s, {done / 1e12:.2f} TFLOP/s"
+        speed = f"{self.seconds * 1e6:.1f} µs, {read / 1e9:.0f} GB/s, {done / 1e12:.2f} TFLOP/s"
+        return f"[{self.rows},{self.k}] · [{self.n},{self.k}]ᵀ bf16: {speed}"
 
 
 def _limits(rows: int) -> Limits:

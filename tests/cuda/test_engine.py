@@ -1,7 +1,8 @@
 """Whole models on the CUDA device of the emulator: the production host library, from loading to tokens.
 
-In fp32 the tokens are those of the reference texts, which are the CPU's too; in 16 bit up to the first step whose margin is
-under four times the rms error of 16-bit arithmetic. Quantized products are integers: there CPU and CUDA differ by roundings only.
+In fp32 the tokens are those of the reference texts, which are the CPU's too; in 16 bit up to the first step whose
+margin is under four times the rms error of 16-bit arithmetic. Quantized products are integers: there CPU and CUDA
+differ by roundings only.
 """
 
 from __future__ import annotations

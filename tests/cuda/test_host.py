@@ -1,4 +1,4 @@
-"""The host library's own decisions: how weights are packed, which kernels a chip gets, how a step becomes graphs, what failures say."""
+"""The host library's own decisions: which kernels a chip gets, how a step becomes graphs, what failures say."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def bench(device: Any) -> Iterator[Bench]:
 
 
 def test_graphs_serve_their_bucket(emulated: Emulator, bench: Bench) -> None:
-    """The first step of a bucket runs launch by launch, the second is captured, and others of the bucket are replayed."""
+    """A bucket's first step runs launch by launch, the second is captured, others are replayed."""
     counter = Counter(emulated)
     results = []
     for lengths in ([3, 4, 5], [4, 5, 6], [9, 9, 9, 9], [5, 6, 7]):
@@ -153,7 +153,7 @@ def test_memory_that_is_not_there(emulated: Emulator, device: Any, entry: str) -
 
 @pytest.mark.parametrize("entry", ["cuGraphLaunch", "cuEventSynchronize", "cuMemcpyHtoDAsync_v2"])
 def test_a_gpu_that_fails(emulated: Emulator, bench: Bench, entry: str) -> None:
-    """The step fails with the driver's words, and so does every later one: nothing that was computed is to be trusted."""
+    """The step fails with the driver's words, and every later one too: nothing computed is to be trusted."""
     for length in (3, 4):
         decode(bench, [length])
     emulated.control().emu_fail(entry.encode(), 1)

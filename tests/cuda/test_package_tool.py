@@ -69,7 +69,7 @@ def test_missing_kernels(emulated: Any, tmp_path: Path) -> None:
     emulated.set("kernels", str(tmp_path))
     emulated.set("nvrtc", str(tmp_path / "libnvrtc.so"))
     try:
-        with pytest.raises(DeviceError, match="no kernels in .*incomplete"):
+        with pytest.raises(DeviceError, match=r"no kernels in .*incomplete"):
             open_device("cuda")
         (tmp_path / "src").mkdir()
         (tmp_path / "src" / "norm.cu").write_text("")
@@ -92,7 +92,10 @@ def test_a_library_that_is_missing(tmp_path: Path) -> None:
 
 def test_the_tool_without_a_gpu() -> None:
     """It prints what it finds and ends with 1."""
-    program = f"import sys; sys.path.append({str(ROOT)!r}); sys.argv[0] = 'x'; import runpy; runpy.run_module('dashinfer_cuda', run_name='__main__')"
+    program = (
+        f"import runpy, sys; sys.path.append({str(ROOT)!r}); sys.argv[0] = 'x'; "
+        "runpy.run_module('dashinfer_cuda', run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr
     assert "nvrtc" in done.stdout and "device " in done.stdout

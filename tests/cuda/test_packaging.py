@@ -37,7 +37,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_is_whole(wheels: Path) -> None:
-    """No Python's ABI; the host library, sources to compile from, cubins where a compiler was there; nothing of the other."""
+    """No Python's ABI; host library, sources, cubins where a compiler was there; nothing of the other wheel."""
     (path,) = wheels.glob("dashinfer_cuda-*.whl")
     assert path.name.endswith("-py3-none-linux_x86_64.whl")
     names = zipfile.ZipFile(path).namelist()
@@ -79,7 +79,7 @@ def test_together_without_a_gpu(wheels: Path, tmp_path: Path) -> None:
 
 
 def test_the_extra(wheels: Path) -> None:
-    """`dashinfer-lite[cuda]` brings the other wheel along, of the same version; what else it needs is installed already."""
+    """`dashinfer-lite[cuda]` brings the other wheel along, of the same version."""
     (lite,) = wheels.glob("dashinfer_lite-*.whl")
     command = [
         sys.executable,

@@ -2,8 +2,8 @@
 
     python tests/cuda/gpu/run.py OUT.json [--architectures "sm_90a"] [--skip build,suite,sanitizer,bench]
 
-Each part has a limit of its own, and one that fails does not stop the next. Figures stand beside what PyTorch does in the same
-run where it is installed.
+Each part has a limit of its own, and one that fails does not stop the next. Figures stand beside what PyTorch does in
+the same run where it is installed.
 """
 
 from __future__ import annotations
