@@ -1,8 +1,8 @@
-// Paged attention with fused multiply-adds, for every type on every chip: prefill and decode alike. A block has 16 query
-// rows, eight threads a row; keys and values pass through shared memory, 32 tokens at a time.
+// Paged attention with fused multiply-adds, for every type on every chip: prefill and decode alike. A block has 16
+// query rows, eight threads a row; keys and values pass through shared memory, 32 tokens at a time.
 //
-// Splits of kAttentionSplit positions are summed on their own and merged in ascending order, so that a row's bits do not
-// depend on how the work was shared out.
+// Splits of kAttentionSplit positions are summed on their own and merged in ascending order, so that a row's bits do
+// not depend on how the work was shared out.
 #include "attention.cuh"
 
 namespace di {
@@ -192,7 +192,7 @@ __device__ __forceinline__ void attention(const AttentionArgs& a) {
 }  // namespace di
 
 // grid (works, Hkv), block 128
-#define ATTENTION(name, wide)                                                                            \
+#define ATTENTION(name, wide)                                                                                  \
     extern "C" __global__ void __launch_bounds__(128, 1) name(di::AttentionArgs a) { di::attention<wide>(a); } \
     EXPORT_KERNEL(name)
 ATTENTION(attention_fma_64, 8)

@@ -1,6 +1,7 @@
-// Paged attention on tensor cores: 16-bit caches, and codes, which become integers in bf16 on their way to shared memory.
-// For prefill each of four warps has 16 query rows; for decode the block has 16 rows, the query heads of a KV head, and
-// its warps share out the tokens. The running softmax stays in registers (source: FlashAttention-2, arXiv:2307.08691).
+// Paged attention on tensor cores: 16-bit caches, and codes, which become integers in bf16 on their way to shared
+// memory. For prefill each of four warps has 16 query rows; for decode the block has 16 rows, the query heads of a KV
+// head, and its warps share out the tokens. The running softmax stays in registers (source: FlashAttention-2,
+// arXiv:2307.08691).
 #include "attention.cuh"
 
 #if DI_ARCH >= 750
@@ -16,7 +17,7 @@ struct Shape {
     static constexpr bool kDecode = kDecode_;
     static constexpr int kRows = kDecode ? 16 : 64;
     static constexpr int kTokens = kDecode || kHead <= 128 ? 64 : 32;
-    static constexpr int kStride = kHead + 8;                              // eight rows of a matrix in different banks
+    static constexpr int kStride = kHead + 8;  // eight rows of a matrix in different banks
     static constexpr int kWarpTokens = kDecode ? kTokens / kWarps : kTokens;  // of a tile
     static constexpr int kScoreTiles = kWarpTokens / 8, kHeadTiles = kHead / 8;
 };
@@ -121,8 +122,9 @@ __device__ __forceinline__ float exp_to(float x, float top) { return x == top ? 
 
 // What comes between scores and probabilities: scales of codes, cap, slopes, masks.
 template <class S>
-__device__ __forceinline__ void mask_scores(const AttentionArgs& a, const Rows2<S>& rows, float (&score)[S::kScoreTiles][4],
-                                            const float* key_scales, int start, int lane) {
+__device__ __forceinline__ void mask_scores(const AttentionArgs& a, const Rows2<S>& rows,
+                                            float (&score)[S::kScoreTiles][4], const float* key_scales, int start,
+                                            int lane) {
     const int column = 2 * (lane % 4);
     if (is_codes(a.kv)) {
 #pragma unroll
@@ -186,8 +188,8 @@ __device__ __forceinline__ void soften(Rows2<S>& rows, float (&score)[S::kScoreT
 }
 
 template <class T, class S>
-__device__ __forceinline__ void add_values(const AttentionArgs& a, Rows2<S>& rows, float (&p)[S::kScoreTiles][4], const T* v,
-                                           const float* value_scales, int lane) {
+__device__ __forceinline__ void add_values(const AttentionArgs& a, Rows2<S>& rows, float (&p)[S::kScoreTiles][4],
+                                           const T* v, const float* value_scales, int lane) {
     if (is_codes(a.kv))
 #pragma unroll
         for (int j = 0; j < S::kScoreTiles; ++j)
@@ -195,8 +197,8 @@ __device__ __forceinline__ void add_values(const AttentionArgs& a, Rows2<S>& row
             for (int i = 0; i < 4; ++i) p[j][i] *= value_scales[8 * j + 2 * (lane % 4) + i % 2];
 #pragma unroll
     for (int j = 0; j < S::kScoreTiles; j += 2) {
-        const uint32_t w[4] = {pack(p[j][0], p[j][1], T{}), pack(p[j][2], p[j][3], T{}), pack(p[j + 1][0], p[j + 1][1], T{}),
-                               pack(p[j + 1][2], p[j + 1][3], T{})};
+        const uint32_t w[4] = {pack(p[j][0], p[j][1], T{}), pack(p[j][2], p[j][3], T{}),
+                               pack(p[j + 1][0], p[j + 1][1], T{}), pack(p[j + 1][2], p[j + 1][3], T{})};
 #pragma unroll
         for (int d = 0; d < S::kHeadTiles; d += 2) {
             uint32_t b[4];
@@ -224,8 +226,8 @@ struct Target {
 };
 
 // A whole row is divided by its sum; a part keeps its maximum and sum (`writes`: one thread a row).
-__device__ __forceinline__ Target target_of(const AttentionArgs& a, const AttentionWork& work, const Query& query, int kv_head,
-                                            int r, float m, float l, bool writes) {
+__device__ __forceinline__ Target target_of(const AttentionArgs& a, const AttentionWork& work, const Query& query,
+                                            int kv_head, int r, float m, float l, bool writes) {
     const int size = a.kv.head_size;
     if (r >= work.rows) return {a.out, 0, 0, 0, 0.0f};
     if (work.part >= 0) {
@@ -337,7 +339,8 @@ __device__ __forceinline__ void attention(const AttentionArgs& a) {
     } else {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            const Target to = target_of(a, work, query, kv_head, my_rows + lane / 4 + 8 * r, rows.m[r], rows.l[r], lane % 4 == 0);
+            const Target to =
+                target_of(a, work, query, kv_head, my_rows + lane / 4 + 8 * r, rows.m[r], rows.l[r], lane % 4 == 0);
 #pragma unroll
             for (int d = 0; d < S::kHeadTiles; ++d)
                 to.store(8 * d + 2 * (lane % 4), rows.o[d][2 * r], rows.o[d][2 * r + 1]);
@@ -349,10 +352,10 @@ __device__ __forceinline__ void attention(const AttentionArgs& a) {
 }  // namespace di
 
 // grid (works, Hkv), block 128
-#define ATTENTION(name, T, head, decode)                                                                 \
-    extern "C" __global__ void __launch_bounds__(128, 1) name(di::AttentionArgs a) {                     \
-        di::attention<T, di::Shape<head, decode>>(a);                                                    \
-    }                                                                                                    \
+#define ATTENTION(name, T, head, decode)                                             \
+    extern "C" __global__ void __launch_bounds__(128, 1) name(di::AttentionArgs a) { \
+        di::attention<T, di::Shape<head, decode>>(a);                                \
+    }                                                                                \
     EXPORT_KERNEL(name)
 ATTENTION(attention_prefill_64_f16, f16, 64, false)
 ATTENTION(attention_prefill_128_f16, f16, 128, false)

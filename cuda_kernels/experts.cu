@@ -77,7 +77,9 @@ extern "C" __global__ void __launch_bounds__(1024) expert_group(di::GroupArgs a)
     using namespace di;
     SHARED(int, begin, kMaxExperts);  // first counts, then where an expert's rows begin, then where its next one goes
     const int total = count(a.rows) * a.chosen;
-    const auto expert_of = [&](int row) { return clamped_expert(a.routing, a.routing_stride, a.chosen, a.experts, row); };
+    const auto expert_of = [&](int row) {
+        return clamped_expert(a.routing, a.routing_stride, a.chosen, a.experts, row);
+    };
     for (int e = threadIdx.x; e < a.experts; e += blockDim.x) begin[e] = 0;
     __syncthreads();
     for (int row = threadIdx.x; row < total; row += blockDim.x) atomicAdd(&begin[expert_of(row)], 1);

@@ -1,5 +1,5 @@
-// Between the projections and attention: head norms, rope, and the store of k and v in the cache. A warp has one head of
-// one token.
+// Between the projections and attention: head norms, rope, and the store of k and v in the cache. A warp has one head
+// of one token.
 #include "kv.cuh"
 
 namespace di {
@@ -29,8 +29,8 @@ __device__ __forceinline__ void rotate_head(float* x, const HeadsArgs& a, int t,
 
 __device__ __forceinline__ float clamped(float x, float high) { return fminf(fmaxf(x, 0.0f), high); }
 
-// x as codes that stand for (code - zero) · scale; columns beyond D get the zero point. A head with a number that is not
-// finite has the scale NaN.
+// x as codes that stand for (code - zero) · scale; columns beyond D get the zero point. A head with a number that is
+// not finite has the scale NaN.
 __device__ inline void store_codes(const float* x, int D, const KvPool& kv, uint8_t* row, float2* grid, int lane) {
     const float largest = kv.dtype == U8 ? 255.0f : 15.0f;
     float low = x[0], high = x[0], finite = 0;  // finite: 0, or NaN
@@ -52,7 +52,8 @@ __device__ inline void store_codes(const float* x, int D, const KvPool& kv, uint
     if (kv.dtype == U8)
         for (int c = lane; c < kv.head_size; c += 32) row[c] = static_cast<uint8_t>(code(c));
     else
-        for (int c = lane; c < kv.head_size / 2; c += 32) row[c] = static_cast<uint8_t>(code(2 * c) | code(2 * c + 1) << 4);
+        for (int c = lane; c < kv.head_size / 2; c += 32)
+            row[c] = static_cast<uint8_t>(code(2 * c) | code(2 * c + 1) << 4);
     if (lane == 0) *grid = make_float2(broken ? __int_as_float(0x7fc00000) : scale, zero);
 }
 
