@@ -25,24 +25,25 @@ struct Gemm {
     static constexpr size_t scratch_floats() { return size_t{1} << 19; }  // 2 MiB
 };
 
-// Where a quantized weight lies; see layout.h. Groups are K elements [group * g, group * (g + 1)), each padded to whole cells of 64.
+// Where a quantized weight lies; see layout.h. Groups are K elements [group * g, group * (g + 1)), each padded to whole
+// cells of 64.
 struct QuantWeight {
     uint8_t* codes;
-    void* scales;               // [N/32][groups][32]
-    int16_t* zeros;             // [N/32][groups][32]
-    DType bits;                 // U8 or U4
+    void* scales;    // [N/32][groups][32]
+    int16_t* zeros;  // [N/32][groups][32]
+    DType bits;      // U8 or U4
     DType scale_dtype;
-    int32_t k;                  // elements that count
-    int32_t group;              // K elements a scale covers
+    int32_t k;      // elements that count
+    int32_t group;  // K elements a scale covers
     int32_t groups;
-    int32_t cells;              // of 64 k, over all groups
+    int32_t cells;  // of 64 k, over all groups
     int group_cells() const { return (group + kQuantCell - 1) / kQuantCell; }
 };
 
 // The same product with a quantized weight: exact integer sums a group, one rounding, groups added in ascending order.
 struct GemmQ {
     Planes x;
-    View grid;                  // fp32 [M, 2 * groups]: scales, then sums of the integers (int32 bits)
+    View grid;  // fp32 [M, 2 * groups]: scales, then sums of the integers (int32 bits)
     QuantWeight w;
     View y;
     const float* bias;
@@ -50,16 +51,16 @@ struct GemmQ {
     View residual_view;
     Act act;
     bool gated;
-    float* scratch;             // Gemm::scratch_floats() floats of this thread
+    float* scratch;  // Gemm::scratch_floats() floats of this thread
 };
 
 struct Quantize {
-    View x;                     // fp32 or bf16
+    View x;  // fp32 or bf16
     Planes y;
     View grid;
-    const int32_t* permutation; // element i of K is column permutation[i] of the input, or null
+    const int32_t* order;  // element i of K is column order[i] of the input, or null
     int32_t k, group;
-    int32_t head, padded_head;  // the input's columns come in heads of `head`, padded; 0: no heads
+    int32_t head, padded_head;  // the input's columns come in heads of `head`, padded; 0: no heads, or an order
 };
 
 struct Norm {
@@ -95,7 +96,16 @@ struct KvWrite {
     int32_t layer;
     const int32_t* block_of;   // [T] block id of each token of the step
     const int32_t* offset_of;  // [T] its index in that block
-    int32_t head_size;         // columns of a head that count
+};
+
+constexpr int kMaxExperts = 1024;
+
+// The experts of each token and their weights: y[T,2k] = k ids in ascending order as int32, then k weights.
+struct Route {
+    View logits, y;  // fp32 [T,E], fp32 [T,2k]
+    int32_t experts, chosen;
+    bool renormalize;  // the weights of a token add up to 1, before `scale`
+    float scale;
 };
 
 // One attention task: query rows [row0, row1) of one sequence and KV head over one split of the cache. Row r of a
@@ -137,11 +147,13 @@ struct KernelTable {
 
     void (*gemm_quant)(const GemmQ&, int m0, int m1, int p0, int p1);
     void (*quantize)(const Quantize&, int m0, int m1);
-    // One row of a weight by the InstantQuant formula: codes one a byte, and a scale (already rounded to the weight's type) and zero a group.
-    // False where an element is not finite.
-    bool (*instant_quant)(const void* row, DType type, const QuantWeight&, uint8_t* codes, float* scales, int16_t* zeros);
+    // One row of a weight by the InstantQuant formula: codes one a byte, and a scale (already rounded to the weight's
+    // type) and zero a group. False where an element is not finite.
+    bool (*instant_quant)(const void* row, DType type, const QuantWeight&, uint8_t* codes, float* scales,
+                          int16_t* zeros);
     // Packs panels [p0, p1) from rows of codes, scales and zeros, indexed by absolute n; null: a row of zeros.
-    void (*pack_codes)(const QuantWeight&, const uint8_t* const* codes, const float* const* scales, const int16_t* const* zeros, int p0, int p1);
+    void (*pack_codes)(const QuantWeight&, const uint8_t* const* codes, const float* const* scales,
+                       const int16_t* const* zeros, int p0, int p1);
     // Row `token` of a quantized linear weight as fp32, times scale, into row m.
     void (*embed_quant)(const View& y, const QuantWeight&, float scale, int token, int m);
 
@@ -165,6 +177,12 @@ struct KernelTable {
     void (*scale)(const View& y, const View& a, float s, int m0, int m1);
     void (*softcap)(const View& y, const View& a, float cap, int m0, int m1);
     void (*cast)(const View& y, const View& a, int m0, int m1);
+
+    void (*route)(const Route&, int m0, int m1);
+    // y[rows[i], .] = fma(weights[i], x[i, .], y[rows[i], .]) for i in [0, n), ascending; all fp32, the columns of x.
+    void (*add_weighted)(const View& y, const View& x, const int32_t* rows, const float* weights, int n);
+    // y = x * sigmoid(gate[., 0]); gate is fp32
+    void (*gate_rows)(const View& y, const View& x, const View& gate, int m0, int m1);
 
     void (*attention_f32)(const Attention&, const AttentionTask&, float* scratch);
     void (*attention_bf16)(const Attention&, const AttentionTask&, float* scratch);

@@ -32,7 +32,7 @@ cdef extern from "dashinfer_device.h" nogil:
         const di_weight_desc* weights
         di_kv_desc kv
         int64_t arena_bytes
-        int32_t max_tokens, tail_rows, max_seqs, max_logprobs
+        int32_t max_tokens, tail_rows, max_seqs, max_logprobs, experts_per_token
     ctypedef struct di_step:
         uint32_t struct_size
         int32_t T, B, R, position_rows, position_stride, max_blocks
@@ -275,7 +275,7 @@ cdef class ProgramHandle:
     cdef int32_t n_weights
 
     def __cinit__(self, DeviceHandle device not None, slots, instrs, weights, int n_body, int n_tail, tuple kv, int kv_dtype,
-                  int64_t arena_bytes, int max_tokens, int tail_rows, int max_seqs, int max_logprobs):
+                  int64_t arena_bytes, int max_tokens, int tail_rows, int max_seqs, int max_logprobs, int experts_per_token):
         cdef char why[WHY]
         cdef di_program_desc desc
         cdef int status
@@ -305,6 +305,7 @@ cdef class ProgramHandle:
         desc.tail_rows = tail_rows
         desc.max_seqs = max_seqs
         desc.max_logprobs = max_logprobs
+        desc.experts_per_token = experts_per_token
         self.n_weights = desc.n_weights
         with nogil:
             status = self.api.program_create(device.device, &desc, &self.program, why, WHY)

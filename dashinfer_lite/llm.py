@@ -19,7 +19,7 @@ from dashinfer_lite.prompts import (
     listed_prompts,
     params_for_each,
 )
-from dashinfer_lite.text import ChatTemplate, Tokenizer
+from dashinfer_lite.text import Conversations, Tokenizer
 from dashinfer_lite.text_codec import TextCodec
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class LLM:
             model.close()
             raise
         self._model = model
-        self._chat: ChatTemplate | None = None
+        self._chat: Conversations | None = None
         # An object that nobody holds any more ends its engine; the interpreter's exit waits for nothing.
         weakref.finalize(self, Engine.stop, self._engine, wait=False).atexit = False
 
@@ -152,10 +152,8 @@ class LLM:
         return self._engine.submit(ids, params, prompt=text, priority=priority, cache_salt=cache_salt, owner=self)
 
     def render_chat(self, messages: Messages, **template: Any) -> str:
-        """The text that the model's chat template makes of a conversation."""
-        if self._chat is None:
-            self._chat = ChatTemplate.load(self._model.folder.path)
-        return self._chat.render(messages, **template)
+        """The text that the model's chat template, or its family's chat format, makes of a conversation."""
+        return self._conversations().render(messages, **template)
 
     def close(self) -> None:
         """Cancel what is still going on and give all memory back. Closing twice is fine."""
@@ -227,8 +225,13 @@ class LLM:
         return None, prompt
 
     def _conversation(self, messages: Any, template: dict[str, Any]) -> tuple[str, list[int]]:
-        text = self.render_chat(messages, **template)
-        return text, self.tokenizer.encode(text, add_special_tokens=False)
+        """A conversation's text and its token ids."""
+        return self._conversations().prompt(messages, **template)
+
+    def _conversations(self) -> Conversations:
+        if self._chat is None:
+            self._chat = Conversations.load(self._model.folder.path, self._model.tokenizer)
+        return self._chat
 
     def _run(
         self,

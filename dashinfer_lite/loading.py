@@ -47,7 +47,7 @@ _UNITS: Final = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
-_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
+_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "ice_text.model", "*.tiktoken")
 
 _log = logging.getLogger("dashinfer_lite")
 
@@ -106,7 +106,7 @@ def load_model(path: str | os.PathLike[str] | None, options: Options) -> LoadedM
     limits = limits_for(options.max_batch)
     memory = parse_size("kv_memory", options.kv_memory)
     folder = ModelFolder(demo_model_folder() if path is None else path)
-    model = find_model(folder.architecture)
+    model = find_model(folder.architecture, folder.config)
     config = model.config.from_folder(folder)
     tokenizer = _tokenizer(folder.path)
     with folder.open_weights() as weights:
@@ -119,6 +119,7 @@ def load_model(path: str | os.PathLike[str] | None, options: Options) -> LoadedM
             max_context, blocks = kv_room(
                 options.max_context, config.max_position_embeddings, limits.max_seqs, memory, block_bytes
             )
+            limits = step_limits(limits, config, max_context)
             program = build(
                 model.forward, config, device.info, dtype=dtype, kv_dtype=kv_dtype, limits=limits, blocks=blocks,
                 block_tokens=BLOCK_TOKENS, passes=options.passes, quant=quant,
@@ -186,6 +187,11 @@ def kv_dtype_for(asked: str, dtype: DType) -> DType:
     if asked not in KV_DTYPES:
         raise RequestError(f"kv_cache is {asked!r}; it must be auto, {', '.join(KV_DTYPES)}")
     return KV_DTYPES[asked]
+
+
+def step_limits(limits: Limits, config: Any, max_context: int) -> Limits:
+    """The capacities for a model: one that sees its prompts as a whole computes them in one step."""
+    return replace(limits, max_tokens=max(limits.max_tokens, max_context)) if config.whole_prompts else limits
 
 
 def limits_for(max_batch: int | None) -> Limits:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dashinfer_lite.model_defs._blocks import DecoderConfig, attention, gated_mlp
-
 from dashinfer_lite.graph import config as read
 from dashinfer_lite.graph.builder import Graph, Value
+from dashinfer_lite.model_defs._blocks import attention, gated_mlp
+from dashinfer_lite.model_defs._config import DecoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,21 +77,24 @@ class AmxTiles {
 
     void scores(const bf16* q, const CellRun& k, int cells, float* s, const uint8_t* ahead) {
         if (wide_) {
-            scores_of<true>(q, k, cells, s, nullptr);
+            wide_scores(q, k, cells, s);
         } else {
-            scores_of<false>(q, k, cells, s, ahead);
+            narrow_scores(q, k, cells, s, ahead);
         }
+    }
+    void finish_scores() {
+        if (wide_) leave();
     }
 
     void values(const bf16* p, const CellRun* v, int groups, int cells, float* o, int width,
                 const uint8_t* const* ahead) {
         if (wide_) {
-            for (int c = 0; c < cells; ++c) panel<true>(p, v, groups, c, o, width, ahead);
-            return;
+            for (int c = 0; c < cells; ++c) wide_panel(p, v, groups, c, o, width);
+            return leave();
         }
         int c = 0;
         for (; c + 2 <= cells; c += 2) panel_pair(p, v, groups, c, o, width, ahead);
-        if (c < cells) panel<false>(p, v, groups, c, o, width, ahead);
+        if (c < cells) narrow_panel(p, v, groups, c, o, width, ahead);
     }
 
   private:
@@ -99,62 +102,128 @@ class AmxTiles {
     static constexpr int kTile = kCellSize / 2;  // elements
     static constexpr long kScoreBytes = kScoreStride * sizeof(float);
 
-    template <bool kWide>
-    DI_INLINE void scores_of(const bf16* q, const CellRun& k, int cells, float* s, const uint8_t* ahead) {
+    // 32 columns of 17 to 32 rows on their way out of the tiles 4 to 7. Stores of tiles stop the multiplications behind
+    // them: so they are done between the instructions of the next sums' first cell.
+    struct Sums {
+        float* at = nullptr;  // null: there are none
+        long row_bytes = 0;
+
+        template <int kTile>
+        DI_INLINE float* tile() const {
+            constexpr int kPart = kTile - 4;
+            return at + kPart / 2 * kTileRows * (row_bytes / static_cast<long>(sizeof(float))) + kPart % 2 * 16;
+        }
+    };
+
+    template <int kTile>
+    DI_INLINE void exchange(const Sums& from) const {
+        if (leaving_.at) tile_store<kTile>(leaving_.template tile<kTile>(), leaving_.row_bytes);
+        if (from.at) {
+            tile_load<kTile>(from.template tile<kTile>(), from.row_bytes);
+        } else {
+            tile_zero<kTile>();
+        }
+    }
+
+    // The first cell of new sums: x[rows, 32] · cell, onto what `from` holds.
+    DI_INLINE void first_cell(const bf16* x, const bf16* cell, const Sums& from) const {
+        exchange<4>(from);
+        tile_load<0>(x);
+        load_once<2>(cell);
+        tile_multiply_bf16<4, 0, 2>();
+        exchange<5>(from);
+        load_once<3>(cell + kTile);
+        tile_multiply_bf16<5, 0, 3>();
+        exchange<6>(from);
+        tile_load<1>(x + kTile);
+        tile_multiply_bf16<6, 1, 2>();
+        exchange<7>(from);
+        tile_multiply_bf16<7, 1, 3>();
+    }
+    static DI_INLINE void next_cell(const bf16* x, const bf16* cell) {
+        tile_load<0>(x);
+        load_once<2>(cell);
+        tile_multiply_bf16<4, 0, 2>();
+        load_once<3>(cell + kTile);
+        tile_multiply_bf16<5, 0, 3>();
+        tile_load<1>(x + kTile);
+        tile_multiply_bf16<6, 1, 2>();
+        tile_multiply_bf16<7, 1, 3>();
+    }
+    // What is in the tiles leaves now.
+    DI_INLINE void leave() {
+        tile_store<4>(leaving_.template tile<4>(), leaving_.row_bytes);
+        tile_store<5>(leaving_.template tile<5>(), leaving_.row_bytes);
+        tile_store<6>(leaving_.template tile<6>(), leaving_.row_bytes);
+        tile_store<7>(leaving_.template tile<7>(), leaving_.row_bytes);
+        leaving_ = {};
+    }
+
+    template <int kTile>
+    static DI_INLINE void load_once(const bf16* p) {
+        if (kCodes) {
+            tile_load<kTile>(p);
+        } else {
+            tile_load_stream<kTile>(p);
+        }
+    }
+
+    DI_INLINE void wide_scores(const bf16* q, const CellRun& k, int cells, float* s) {
+        const bf16* next = source_.k(k, 0, nullptr);
+        for (int c = 0; c < cells; ++c, q += kCellSize) {
+            const bf16* cell = next;
+            if (c + 1 < cells) next = source_.k(k, c + 1, nullptr);
+            c == 0 ? first_cell(q, cell, {}) : next_cell(q, cell);
+        }
+        leaving_ = {s, kScoreBytes};
+    }
+
+    // Columns [32c, 32c + 32) of O.
+    DI_INLINE void wide_panel(const bf16* p, const CellRun* v, int groups, int c, float* o, int width) {
+        const Sums sums{o + c * kCell, width * static_cast<long>(sizeof(float))};
+        const bf16* next = source_.v(v[0], c, nullptr);
+        for (int g = 0; g < groups; ++g) {
+            const bf16* cell = next;
+            if (g + 1 < groups) next = source_.v(v[g + 1], c, nullptr);
+            g == 0 ? first_cell(p, cell, sums) : next_cell(p + g * kCellSize, cell);
+        }
+        leaving_ = sums;
+    }
+
+    DI_INLINE void narrow_scores(const bf16* q, const CellRun& k, int cells, float* s, const uint8_t* ahead) {
         tile_zero<4>();
         tile_zero<5>();
-        if (kWide) {
-            tile_zero<6>();
-            tile_zero<7>();
-        }
         const bf16* next = source_.k(k, 0, ahead);
         for (int c = 0; c < cells; ++c, q += kCellSize) {
             const bf16* cell = next;
             if (c + 1 < cells) next = source_.k(k, c + 1, ahead);
-            multiply_cell<kWide>(q, cell);
+            narrow_cell(q, cell);
         }
-        store_sums<kWide>(s, kScoreBytes);
+        store_row<4>(s, kScoreBytes);
     }
 
     // Sums of 32 columns += x[rows, 32] · cell
-    template <bool kWide>
-    static DI_INLINE void multiply_cell(const bf16* x, const bf16* cell) {
+    static DI_INLINE void narrow_cell(const bf16* x, const bf16* cell) {
         tile_load<0>(x);
-        load_once<kWide, 2>(cell);
+        tile_load<2>(cell);
         tile_multiply_bf16<4, 0, 2>();
-        load_once<kWide, 3>(cell + kTile);
+        tile_load<3>(cell + kTile);
         tile_multiply_bf16<5, 0, 3>();
-        if (kWide) {
-            tile_load<1>(x + kTile);
-            tile_multiply_bf16<6, 1, 2>();
-            tile_multiply_bf16<7, 1, 3>();
-        }
     }
 
-    template <bool kWide, int kTile>
-    static DI_INLINE void load_once(const bf16* p) {
-        if (kWide && !kCodes) {
-            tile_load_stream<kTile>(p);
-        } else {
-            tile_load<kTile>(p);
-        }
-    }
-
-    // Columns [32c, 32c + 32) of O.
-    template <bool kWide>
-    DI_INLINE void panel(const bf16* p, const CellRun* v, int groups, int c, float* o, int width,
-                         const uint8_t* const* ahead) {
-        const long row_bytes = static_cast<long>(width) * static_cast<long>(sizeof(float));
+    // Columns [32c, 32c + 32) of O for up to 16 rows.
+    DI_INLINE void narrow_panel(const bf16* p, const CellRun* v, int groups, int c, float* o, int width,
+                                const uint8_t* const* ahead) {
+        const long row_bytes = width * static_cast<long>(sizeof(float));
         float* to = o + c * kCell;
-        load_sums<kWide>(to, row_bytes, width);
-        const auto cell_of = [&](int g) { return source_.v(v[g], c, kWide ? nullptr : ahead[g]); };
-        const bf16* next = cell_of(0);
+        load_row<4>(to, row_bytes);
+        const bf16* next = source_.v(v[0], c, ahead[0]);
         for (int g = 0; g < groups; ++g) {
             const bf16* cell = next;
-            if (g + 1 < groups) next = cell_of(g + 1);
-            multiply_cell<kWide>(p + g * kCellSize, cell);
+            if (g + 1 < groups) next = source_.v(v[g + 1], c, ahead[g + 1]);
+            narrow_cell(p + g * kCellSize, cell);
         }
-        store_sums<kWide>(to, row_bytes);
+        store_row<4>(to, row_bytes);
     }
 
     // Columns [32c, 32c + 64) of O for up to 16 rows.
@@ -196,19 +265,9 @@ class AmxTiles {
         tile_store<kFirst>(p, row_bytes);
         tile_store<kFirst + 1>(p + 16, row_bytes);
     }
-    template <bool kWide>
-    static DI_INLINE void load_sums(const float* p, long row_bytes, int stride) {
-        load_row<4>(p, row_bytes);
-        if (kWide) load_row<6>(p + kTileRows * stride, row_bytes);
-    }
-    template <bool kWide>
-    static DI_INLINE void store_sums(float* p, long row_bytes) {
-        store_row<4>(p, row_bytes);
-        if (kWide) store_row<6>(p + kTileRows * (row_bytes / static_cast<long>(sizeof(float))), row_bytes);
-    }
-
     bool wide_;
     Cells source_;
+    Sums leaving_;
 };
 
 inline void attention_bf16_amx(const Attention& a, const AttentionTask& t, float* scratch) {

@@ -1,10 +1,10 @@
-// Many rows: blocks of a panel's codes stay in L1 while the rows' planes pass over them. What becomes of the sums of a
-// group, exact integers, is done between the tile instructions of the next.
+// Many rows: blocks of a panel's codes stay in L1 while the rows' planes pass over them. The sums of a group, exact
+// integers, leave the tiles in the first cell of the next, and what becomes of them is done between its instructions.
 #pragma once
 #include "../generic/gemm_quant.h"
+#include "blocking.h"
 #include "codes.h"
 #include "combine.h"
-#include "gemm_bf16.h"
 
 namespace di {
 namespace {
@@ -73,11 +73,16 @@ template <bool kNibbles>
 struct CodeBuffers {
     alignas(64) int32_t sums[2][4 * 256];
     alignas(64) float finished[kCellSize];
-    alignas(64) float grids[2][kCodeBlock][2 * kCell];  // scales, then zeros as int32
+    alignas(64) float grids[3][kCodeBlock][2 * kCell];  // scales, then zeros as int32; of three panels in turn
     alignas(64) uint8_t tiles[kNibbles ? kCodeBlock * 2 * kTileBytes : 64];
 };
 
-static_assert(2 * kGroupPanels * kChunkBands * kCellSize <= Gemm::scratch_floats());
+// Sums on their way out of the tiles, and the work that they become: none within a group.
+template <int kPlanes, bool kZeros>
+struct LeavingSums {
+    int32_t* to = nullptr;  // null: there are none
+    Pending<kPlanes, kZeros> work;
+};
 
 // One group of panels [q0, q1) against one chunk of rows [m0, m1). Scratch: the sums of units between parts of a group,
 // then their totals between stretches of K.
@@ -97,15 +102,17 @@ class QuantGroup {
     }
 
     DI_INLINE void run() {
-        Sums pending;
         KRange s = range_at(0);
         for (;;) {
             const KRange next = s.last ? range_at(0) : range_at(s.cell + s.cells);
-            for (int p = q0_; p < q1_; ++p) run_panel(s, next, p, pending);
+            for (int p = q0_; p < q1_; ++p) run_panel(s, next, p);
             if (s.last) break;
             s = next;
         }
-        pending.complete(epilogue_);
+        if (leaving_.to) leave<4>(), leave<5>(), leave<6>(), leave<7>();
+        pending_.complete(epilogue_);
+        settle();
+        pending_.complete(epilogue_);
     }
 
   private:
@@ -144,7 +151,7 @@ class QuantGroup {
         const float* grid;
     };
 
-    DI_INLINE void run_panel(const KRange& s, const KRange& next, int p, Sums& pending) {
+    DI_INLINE void run_panel(const KRange& s, const KRange& next, int p) {
         const uint8_t* w = load_panel(s, p);
         const int band_rows = x_.band(), second = band_rows - 16, size = w_.group_cells();
         const size_t x_step = static_cast<size_t>(kPlanes) * band_rows * kQuantCell;
@@ -169,11 +176,11 @@ class QuantGroup {
                             grid_.row<const float>(band + first)};
             for (int g = 0; g < s.groups; ++g) {
                 const int rest = s.cells - g * size, cells = s.groups == 1 || rest < size ? rest : size;
-                multiply(at, cells, s.begins ? nullptr : ints, ahead, pending);
+                multiply(at, cells, s.begins ? nullptr : ints, ahead);
                 if (s.ends) {
-                    hand_over(unit, s.group + g, buffers_.grids[grid_turn_][g], p, pending);
+                    hand_over(unit, s.group + g, buffers_.grids[grid_turn_][g], p);
                 } else {
-                    store(ints);
+                    leaving_.to = ints;
                 }
             }
         }
@@ -193,37 +200,66 @@ class QuantGroup {
         return ahead;
     }
 
-    // A group's sums leave the tiles and become pending work.
-    DI_INLINE void hand_over(const Unit& unit, int group, const float* panel, int p, Sums& pending) {
+    // A group's sums are to leave the tiles and to become pending work.
+    DI_INLINE void hand_over(const Unit& unit, int group, const float* panel, int p) {
         turn_ ^= 1;
-        store(buffers_.sums[turn_]);
-        pending.complete(epilogue_);
+        leaving_.to = buffers_.sums[turn_];
         const float *scales = unit.grid + column(group), *integers = unit.grid + column(w_.groups + group);
-        pending.sums = {buffers_.sums[turn_], 512, panel, scales, integers, unit.totals};
-        pending.jump = kCell - x_.band();
-        pending.first = group == 0;
-        pending.fits = fits_;
-        pending.m = unit.m;
-        pending.rows = group + 1 == w_.groups ? unit.rows : 0;
-        pending.skip = unit.shift;
-        pending.p = p;
+        Sums& work = leaving_.work;
+        work.sums = {leaving_.to, 512, panel, scales, integers, unit.totals};
+        work.jump = kCell - x_.band();
+        work.first = group == 0;
+        work.fits = fits_;
+        work.m = unit.m;
+        work.rows = group + 1 == w_.groups ? unit.rows : 0;
+        work.skip = unit.shift;
+        work.p = p;
     }
 
     size_t column(int c) const { return c / kCell * grid_.step() + c % kCell; }
 
-    static DI_INLINE void store(int32_t* to) {
-        tile_store<4>(to), tile_store<5>(to + 256), tile_store<6>(to + 512), tile_store<7>(to + 768);
+    template <int kTile>
+    DI_INLINE void leave() const {
+        tile_store<kTile>(leaving_.to + (kTile - 4) * 256);
+    }
+    // A tile's old sums leave and its new ones arrive.
+    template <int kTile>
+    DI_INLINE void exchange(const int32_t* from) const {
+        if (leaving_.to) leave<kTile>();
+        if (from) {
+            tile_load_stream<kTile>(from + (kTile - 4) * 256);
+        } else {
+            tile_zero<kTile>();
+        }
     }
 
-    DI_INLINE void multiply(Cursor& at, int cells, const int32_t* from, Ahead& ahead, Sums& pending) {
-        if (from) {
-            tile_load_stream<4>(from), tile_load_stream<5>(from + 256);
-            tile_load_stream<6>(from + 512), tile_load_stream<7>(from + 768);
-        } else {
-            tile_zero<4>(), tile_zero<5>(), tile_zero<6>(), tile_zero<7>();
-        }
+    // The sums have left; nothing else is pending.
+    DI_INLINE void settle() {
+        if (leaving_.work.sums.tiles) pending_ = leaving_.work;
+        leaving_.to = nullptr;
+        leaving_.work.sums.tiles = nullptr;
+    }
+
+    // The cells of a group, or of a part of one. The sums before leave in the first; there what was pending ends.
+    DI_INLINE void multiply(Cursor& at, int cells, const int32_t* from, Ahead& ahead) {
         const int work = (kUnitRows<kPlanes> + cells - 1) / cells;
-        for (int c = 0; c < cells; ++c, at.x += at.x_step, at.w += 2 * kTileBytes) {
+        exchange<4>(from);
+        tile_load<2>(at.w);
+        tile_load_stream<0>(at.x);
+        tile_multiply_bytes<kNibbles, 4, 0, 2>();
+        exchange<5>(from);
+        tile_load<3>(at.w + kTileBytes);
+        tile_multiply_bytes<kNibbles, 5, 0, 3>();
+        exchange<6>(from);
+        tile_load_stream<1>(at.x + at.second);
+        tile_multiply_bytes<kNibbles, 6, 1, 2>();
+        exchange<7>(from);
+        tile_multiply_bytes<kNibbles, 7, 1, 3>();
+        fetch(ahead);
+        pending_.complete(epilogue_);
+        settle();
+        for (int c = 1; c < cells; ++c) {
+            at.x += at.x_step, at.w += 2 * kTileBytes;
             tile_load<2>(at.w);
             tile_load_stream<0>(at.x);
             tile_multiply_bytes<kNibbles, 4, 0, 2>();
@@ -232,16 +268,21 @@ class QuantGroup {
             tile_load_stream<1>(at.x + at.second);
             tile_multiply_bytes<kNibbles, 6, 1, 2>();
             tile_multiply_bytes<kNibbles, 7, 1, 3>();
-            ahead.w.template fetch<0, 2>(ahead.w_lines);
-            ahead.x.template fetch<0, 2>(ahead.x_lines);
-            pending.work(epilogue_, work);
+            fetch(ahead);
+            pending_.work(epilogue_, work);
         }
+        at.x += at.x_step, at.w += 2 * kTileBytes;
+    }
+
+    static DI_INLINE void fetch(Ahead& ahead) {
+        ahead.w.template fetch<0, 2>(ahead.w_lines);
+        ahead.x.template fetch<0, 2>(ahead.x_lines);
     }
 
     // Scales, zero points and tiles of a panel's stretch.
     DI_INLINE const uint8_t* load_panel(const KRange& s, int p) {
         const uint8_t* from = panel_codes(w_, p) + s.cell * code_bytes(kNibbles);
-        grid_turn_ ^= 1;
+        grid_turn_ = (grid_turn_ + 1) % 3;  // work on the sums of a panel may end in the second one after it
         for (int i = 0; i < s.groups; ++i) {
             PanelGrid grid;
             load_grid(w_, p, s.group + i, grid);
@@ -266,7 +307,9 @@ class QuantGroup {
     int32_t* ints_;
     float* totals_;
     bool fits_;
-    int turn_ = 0, grid_turn_ = 0;  // of the two buffers that pending work reads and the next is written to
+    Sums pending_;
+    LeavingSums<kPlanes, !kNibbles> leaving_;
+    int turn_ = 0, grid_turn_ = 0;  // of the buffers that pending work reads and the next is written to
 };
 
 template <int kPlanes, bool kNibbles>

@@ -15,6 +15,7 @@
 //   put(Operand*, Vec)             rounds 16 values to the cache's type
 //   scores(q, k, cells, s, ahead)
 //       s[rows, 32] = q[rows, D] · k[32, D]ᵀ; rows of s are kScoreStride apart
+//   finish_scores()                they need not be in memory before
 //   values(p, v, groups, cells, o, width, ahead)
 //       o[rows, 32 · cells] += p[rows, 32 · groups] · v; rows of o are `width` apart
 // q and p are cells [32 rows][32]; k and v[i] are `cells` cells; `ahead` is where as many lie that are to be
@@ -217,6 +218,7 @@ class AttentionTile {
             if constexpr (Tiles::kCodes) take_grid(g, at, after < limit ? after : at, k, v[g]);
             tiles_.scores(q_, k, cells_, s_ + g * kCell, v[g].data);
         }
+        tiles_.finish_scores();
         const PerRow tops = maxima(s0, state);
         PerRow factors, sums{};
         for (int i = 0; i < kMaxTileRows; i += 16) {

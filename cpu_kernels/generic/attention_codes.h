@@ -20,6 +20,7 @@ class CodeTiles {
 
     static DI_INLINE void put(Operand* to, Vec v) { Inner::put(to, v); }
 
+    void finish_scores() const {}
     void scores(const Operand* q, const CellRun& k, int cells, float* s, const uint8_t* ahead) const {
         for (int c = 0; c < cells; ++c) {
             Codes::expand_k(cells_ + c * kCellSize, k.data + c * kCellBytes, k.zeros,

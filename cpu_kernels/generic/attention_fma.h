@@ -47,6 +47,7 @@ struct FmaTiles {
 
     static DI_INLINE void put(float* to, Vec v) { put_rounded(to, v, Cell{}); }
 
+    void finish_scores() const {}
     void scores(const float* q, const CellRun& k, int cells, float* s, const uint8_t* ahead) const {
         const Cache* cache = k.as<Cache>();
         for (int r = 0; r < rows_; r += kRows) {

@@ -113,8 +113,20 @@ DI_INLINE void finish(const Gemm& g, int m, int rows, int p, const float* sums) 
     g.y.dtype == DType::F32 ? finish_as<float>(g, m, rows, p, sums) : finish_as<bf16>(g, m, rows, p, sums);
 }
 
+// The epilogue of most models' largest product is done in place; all others take a call.
+enum class Finish {
+    Any,
+    SiluMul,  // silu(gate) · up in bf16, without bias or residual
+};
+
+DI_INLINE Finish finish_of(const Gemm& g) {
+    const bool bare = !g.bias && !g.residual && g.y.dtype == DType::BF16;
+    return g.gated && g.act == Act::Silu && bare ? Finish::SiluMul : Finish::Any;
+}
+
 // The same, a few rows at a time: to be done between the instructions of a matrix unit, which leave the vector units
 // idle.
+template <Finish kHow>
 struct PendingRows {
     int row = 0, rows = 0;
 
@@ -136,8 +148,15 @@ struct PendingRows {
     DI_INLINE void advance(int n) {
         if (row >= rows) return;
         const int end = row + n < rows ? row + n : rows;
-        wide ? finish_to<float>(end) : finish_to<bf16>(end);
-        row = end;
+        if constexpr (kHow == Finish::SiluMul) {
+            for (; row < end; ++row) {
+                const size_t at = static_cast<size_t>(row) * kCell;
+                put(static_cast<bf16*>(y) + at, silu(Vec::load(sums + at)) * Vec::load(sums + at + 16));
+            }
+        } else {
+            wide ? finish_to<float>(end) : finish_to<bf16>(end);
+            row = end;
+        }
     }
 
     DI_INLINE void finish_all() { advance(rows); }

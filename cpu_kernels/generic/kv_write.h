@@ -51,23 +51,21 @@ struct HeadGrid {
     float scale, zero;
 };
 
-// One head of one token, 32-column chunks `step` apart; padding columns get the zero point. Where a number is not
-// finite the scale is NaN.
-DI_INLINE HeadGrid quantize_head(const float* x, size_t step, int head_size, int padded, int largest, uint8_t* codes) {
-    const Vec lowest = Vec::set(-__builtin_inff());
-    Vec high = lowest, negated_low = lowest, finite = Vec::zero();  // finite: 0, or NaN
-    for (int d = 0; d < head_size; d += 16) {
+// One head of one token, 32-column chunks `step` apart, zeros beyond its size. The range holds 0, so the zero point is
+// a code and padding changes nothing. Where a number is not finite the scale is NaN.
+DI_INLINE HeadGrid quantize_head(const float* x, size_t step, int padded, int largest, uint8_t* codes) {
+    Vec high = Vec::zero(), negated_low = Vec::zero(), finite = Vec::zero();  // finite: 0, or NaN
+    for (int d = 0; d < padded; d += 16) {
         const Vec part = Vec::load(x + d / kCell * step + d % kCell);
-        const Vec::Mask real = Vec::first_n(head_size - d);
-        high = max(select(real, part, lowest), high);
-        negated_low = max(select(real, -part, lowest), negated_low);
+        high = max(part, high);
+        negated_low = max(-part, negated_low);
         finite = finite + part * Vec::zero();
     }
-    const float top = high.reduce_max(), bottom = -negated_low.reduce_max();
+    const Vec top = Vec::set(high.reduce_max()), below = Vec::set(negated_low.reduce_max());
     const Vec range = Vec::set(static_cast<float>(largest));
-    const Vec scale = max((Vec::set(top) - Vec::set(bottom)) / range, Vec::set(1e-5f)) + Vec::set(finite.reduce_add());
-    const auto clamp = [&](Vec y) { return min(max(y, Vec::zero()), range); };
-    const Vec zero = rint(clamp(Vec::set(-bottom) / scale));
+    const Vec scale = max((top + below) / range, Vec::set(1e-5f)) + Vec::set(finite.reduce_add());
+    const auto clamp = [&](Vec y) { return min(max(y, Vec::zero()), range); };  // NaN becomes 0
+    const Vec zero = clamp(rint(below / scale));
     for (int d = 0; d < padded; d += 16) {
         alignas(64) float code[16];
         clamp(rint(Vec::load(x + d / kCell * step + d % kCell) / scale) + zero).store(code);
@@ -86,7 +84,7 @@ DI_INLINE void write_codes(const KvWrite& a, const View& k, const View& v, int m
     for (int head = 0; head < a.kv.heads; ++head, from_k += cells * k.step(), from_v += cells * v.step()) {
         float* grid = a.kv.grid(block, a.layer, head) + at;
         const auto store = [&](const float* from, size_t step, float* grid_row, auto store_cell) {
-            const HeadGrid found = quantize_head(from, step, a.head_size, padded, Codes::kLargest, codes);
+            const HeadGrid found = quantize_head(from, step, padded, Codes::kLargest, codes);
             grid_row[0] = found.scale;
             grid_row[a.kv.block_tokens] = found.zero;
             for (int c = 0; c < cells; ++c) store_cell(group + c * Codes::kCellBytes, codes + c * kCell);

@@ -47,7 +47,7 @@ struct BandReader {
         : q(quantize),
           x(q.x.row<const T>(m)),
           step(q.x.step()),
-          plain(!q.permutation && (q.head == 0 || q.head == q.padded_head)) {}
+          plain(!q.order && (q.head == 0 || q.head == q.padded_head)) {}
 
     // Elements [k, k + count), count <= 64, of the i-th row, and zeros after them.
     DI_INLINE void read(int i, int k, int count, Vec v[4]) const {
@@ -68,9 +68,9 @@ struct BandReader {
     DI_NOINLINE void gather(const T* row, int k, int count, T* to) const {
         __builtin_memset(to, 0, kQuantCell * sizeof(T));
         for (int i = 0; i < count; ++i) {
-            int c = q.permutation ? q.permutation[k + i] : k + i;
+            int c = q.order ? q.order[k + i] : k + i;
             if (q.head) c = c / q.head * q.padded_head + c % q.head;
-            if (c < 0 || c >= q.x.cols) c = 0;  // a broken permutation gives wrong numbers, never a read elsewhere
+            if (c < 0 || c >= q.x.cols) c = 0;  // an order that was never written: a wrong number, no read elsewhere
             to[i] = row[c / kCell * step + c % kCell];
         }
     }

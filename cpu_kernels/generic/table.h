@@ -5,6 +5,7 @@
 #include "convert.h"
 #include "elementwise.h"
 #include "embed.h"
+#include "experts.h"
 #include "gemm.h"
 #include "gemm_quant.h"
 #include "instant_quant.h"
@@ -44,6 +45,9 @@ constexpr KernelTable generic_table(const char* name) {
     t.scale = scale;
     t.softcap = softcap;
     t.cast = cast;
+    t.route = route;
+    t.add_weighted = add_weighted;
+    t.gate_rows = gate_rows;
     t.attention_f32 = attention_f32;
     t.attention_bf16 = attention_bf16;
     t.attention_u8 = attention_u8;

@@ -1,6 +1,8 @@
 // The CPU device: the C ABI of dashinfer_device.h over tiers, team and programs.
 #include "device.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -64,9 +66,11 @@ int info(void* opaque, di_info* out) {
 
 int program_create(void* opaque, const di_program_desc* desc, void** out, char* why, size_t why_bytes) {
     *out = nullptr;
-    if (desc->struct_size < sizeof(di_program_desc))
+    if (desc->struct_size < offsetof(di_program_desc, experts_per_token))
         return std::snprintf(why, why_bytes, "program of an older interface"), DI_EINVAL;
-    *out = Program::create(&static_cast<OpenDevice*>(opaque)->cpu, *desc, why, why_bytes);
+    di_program_desc known{};
+    std::memcpy(&known, desc, std::min<size_t>(desc->struct_size, sizeof known));
+    *out = Program::create(&static_cast<OpenDevice*>(opaque)->cpu, known, why, why_bytes);
     return *out ? DI_OK : DI_EUNSUPPORTED;
 }
 
@@ -83,8 +87,10 @@ int weight_write(void* program, int32_t id, int32_t row0, int32_t rows, const vo
     if (source > DI_BF16) return std::snprintf(why, why_bytes, "weight %d: source type %d", id, source), DI_EINVAL;
     const Weight* weight = find_weight(program, id, why, why_bytes);
     if (!weight) return DI_EINVAL;
-    const KernelTable& kernels = static_cast<Program*>(program)->kernels();
-    return weight->write(kernels, row0, rows, row_data, static_cast<DType>(source), id, why, why_bytes);
+    const Program& owner = *static_cast<Program*>(program);
+    const bool is_vector = weight->desc.kind == DI_WEIGHT_VECTOR && row0 == 0 && rows == 1 && source == DI_F32;
+    if (is_vector && !owner.accepts(id, row_data[0], why, why_bytes)) return DI_EINVAL;
+    return weight->write(owner.kernels(), row0, rows, row_data, static_cast<DType>(source), id, why, why_bytes);
 }
 
 int weight_write_codes(void* program, int32_t id, int32_t row0, int32_t rows, const uint8_t* const* codes,

@@ -48,6 +48,7 @@ void rope_angles(const Run& run, const di_instr& in, int) {
     args.original = in.i[2];
     for (int s = 0; s < 3; ++s) args.sections[s] = in.i[3 + s];
     args.interleaved_sections = in.i[6] != 0;
+    args.logn = in.i[7];
     args.attention_factor = in.f[0];
     args.factor = in.f[1];
     args.theta = in.f[2];
@@ -56,7 +57,7 @@ void rope_angles(const Run& run, const di_instr& in, int) {
     args.positions = run.step.positions;
     args.position_rows = run.step.position_rows;
     args.position_stride = run.step.position_stride;
-    args.history = run.history_of();
+    args.prompt_len = run.prompt_len_of();
     const Range rows = my_share(run, args.y.rows);
     rope_table(args, rows.begin, rows.end);
 }
@@ -171,7 +172,7 @@ void quantize(const Run& run, const di_instr& in, int) {
     args.x = run.view(in.in[0]);
     args.y = planes(run, in.out[0], in.i[2]);
     args.grid = run.view(in.out[1]);
-    args.permutation = reinterpret_cast<const int32_t*>(run.vector(in.weight[0]));
+    args.order = reinterpret_cast<const int32_t*>(run.vector(in.weight[0]));
     args.k = in.i[0];
     args.group = in.i[1];
     args.head = in.i[3];
@@ -216,8 +217,8 @@ Rope rope_args(const Run& run, const di_instr& in, int q, int k, int v, int tabl
     return args;
 }
 
-void write_kv(const Run& run, int layer, int head_size, const View& k, const View& v, Range rows) {
-    const KvWrite args{run.kv(), layer, run.block_of(), run.offset_of(), head_size};
+void write_kv(const Run& run, int layer, const View& k, const View& v, Range rows) {
+    const KvWrite args{run.kv(), layer, run.block_of(), run.offset_of()};
     run.kernels.kv_write(args, k, v, rows.begin, rows.end);
 }
 
@@ -246,7 +247,7 @@ void rope(const Run& run, const di_instr& in, int) {
 
 void kv_write(const Run& run, const di_instr& in, int) {
     const View k = run.view(in.in[0]);
-    write_kv(run, in.i[0], in.i[2], k, run.view(in.in[1]), my_share(run, k.rows));
+    write_kv(run, in.i[0], k, run.view(in.in[1]), my_share(run, k.rows));
 }
 
 void rope_kv(const Run& run, const di_instr& in, int) {
@@ -262,7 +263,7 @@ void rope_kv(const Run& run, const di_instr& in, int) {
     const Range rows = my_share(run, args.q.rows);
     if (in.in[0] != in.out[0]) run.kernels.cast(args.q, run.view(in.in[0]), rows.begin, rows.end);
     run.kernels.rope(args, rows.begin, rows.end);
-    write_kv(run, in.i[0], args.head_size, args.k, args.v, rows);
+    write_kv(run, in.i[0], args.k, args.v, rows);
 }
 
 void attention(const Run& run, const di_instr& in, int index) {
@@ -317,15 +318,24 @@ void gather_rows(const Run& run, const di_instr& in, int) {
     }
 }
 
+// A row's chunks lie a page apart, where no hardware prefetcher follows.
+void gather_row(float* to, const View& logits, int row, int vocab) {
+    constexpr int kAhead = 24;  // chunks
+    const float* from = logits.row<float>(row);
+    for (int c = 0; c < vocab; c += kCell, from += logits.step()) {
+        const float* ahead = from + kAhead * logits.step();
+        __builtin_prefetch(ahead, 0, 2);
+        __builtin_prefetch(ahead + 16, 0, 2);
+        std::memcpy(to + c, from, sizeof(float) * static_cast<size_t>(std::min(kCell, vocab - c)));
+    }
+}
+
 void sample(const Run& run, const di_instr& in, int) {
     const View logits = run.view(in.in[0]);
     const int vocab = run.vocab(), max_top = run.max_logprobs();
     float* row = run.scratch();
     for (int64_t i; (i = run.sample_counter().take()) < run.tail_count;) {
-        const float* source = logits.row<float>(static_cast<int>(i));
-        for (int c = 0; c < vocab; c += kCell)
-            std::memcpy(row + c, source + static_cast<size_t>(c / kCell) * logits.step(),
-                        sizeof(float) * static_cast<size_t>(std::min(kCell, vocab - c)));
+        gather_row(row, logits, static_cast<int>(i), vocab);
         const size_t r = static_cast<size_t>(run.tail_row + i);
         if (run.step.out_logits)
             std::memcpy(run.step.out_logits + r * static_cast<size_t>(vocab), row,
@@ -386,6 +396,14 @@ OpFn op_function(int op) {
             return sample;
         case DI_OP_QUANTIZE:
             return quantize;
+        case DI_OP_ROUTE:
+            return route;
+        case DI_OP_EXPERT_LINEAR:
+            return expert_linear;
+        case DI_OP_EXPERT_SUM:
+            return expert_sum;
+        case DI_OP_GATE_ROWS:
+            return gate_rows;
         default:
             return nullptr;
     }

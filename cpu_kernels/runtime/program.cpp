@@ -11,6 +11,7 @@ namespace {
 
 constexpr size_t kWeightAlign = 4096;
 constexpr int64_t kMaxRows = int64_t{1} << 20;
+constexpr int64_t kMaxExpertRows = int64_t{1} << 24;
 
 bool fail(char* why, size_t why_bytes, const char* format, ...) __attribute__((format(printf, 3, 4)));
 bool fail(char* why, size_t why_bytes, const char* format, ...) {
@@ -27,21 +28,35 @@ int band_rows(int rows) { return rows <= kCell ? rows : round_up(rows, kCell); }
 
 }  // namespace
 
-View Run::view(int id) const {
-    if (id < 0) return View{nullptr, 0, 0, 0, 0, DType::F32};
-    const di_slot& slot = program.slots_[static_cast<size_t>(id)];
-    const di_slot& root = slot.parent < 0 ? slot : program.slots_[static_cast<size_t>(slot.parent)];
-    return View{static_cast<uint8_t*>(program.arena_memory_.data) + root.offset,
-                rows(slot),
+int Program::most_rows(const di_slot& slot) const {
+    return slot.rows == DI_ROWS_R   ? tail_rows_
+           : slot.rows == DI_ROWS_E ? max_tokens_ * experts_per_token_
+                                    : max_tokens_;
+}
+
+View Program::view(int id, int rows) const {
+    const di_slot& slot = slots_[static_cast<size_t>(id)];
+    const di_slot& root = slot.parent < 0 ? slot : slots_[static_cast<size_t>(slot.parent)];
+    return View{static_cast<uint8_t*>(arena_memory_.data) + root.offset,
+                rows,
                 slot.cols,
                 root.cols / kCell,
                 slot.first_col / kCell,
                 static_cast<DType>(slot.dtype)};
 }
 
+View Run::view(int id) const {
+    if (id < 0) return View{nullptr, 0, 0, 0, 0, DType::F32};
+    return program.view(id, rows(program.slots_[static_cast<size_t>(id)]));
+}
+
 float* Run::scratch() const {
     return reinterpret_cast<float*>(static_cast<uint8_t*>(program.scratch_memory_.data) +
                                     static_cast<size_t>(thread) * program.scratch_stride_);
+}
+
+ExpertSpace::Parts Run::expert_memory() const {
+    return program.expert_space_.at(reinterpret_cast<uint8_t*>(scratch()) + program.expert_memory_);
 }
 
 // ---- Creation ----
@@ -62,7 +77,12 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
         desc.max_seqs < 1 || desc.max_seqs > kMaxRows || desc.max_logprobs < 0 || desc.max_logprobs > 4096)
         return fail(why, why_bytes, "program: bad limits (%d tokens, %d tail rows, %d sequences, %d logprobs)",
                     desc.max_tokens, desc.tail_rows, desc.max_seqs, desc.max_logprobs);
+    if (desc.experts_per_token < 0 || desc.experts_per_token > kMaxExperts ||
+        int64_t{desc.max_tokens} * desc.experts_per_token > kMaxExpertRows)
+        return fail(why, why_bytes, "program: bad limits (%d experts for each of %d tokens)", desc.experts_per_token,
+                    desc.max_tokens);
     max_tokens_ = desc.max_tokens;
+    experts_per_token_ = desc.experts_per_token;
     tail_rows_ = desc.tail_rows;
     max_seqs_ = desc.max_seqs;
     max_logprobs_ = desc.max_logprobs;
@@ -76,6 +96,9 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
         const bool is_view = s.parent >= 0;
         if (s.dtype != DI_F32 && s.dtype != DI_BF16 && s.dtype != DI_I8)
             return fail(why, why_bytes, "slot %zu: activations are fp32 or bf16", i);
+        if (s.rows > DI_ROWS_E || (s.rows == DI_ROWS_E && experts_per_token_ == 0))
+            return fail(why, why_bytes, "slot %zu: rows of kind %d in a program with %d experts a token", i, s.rows,
+                        experts_per_token_);
         if (s.cols < kCell || s.cols % kCell || s.first_col % kCell || s.first_col < 0 || s.cols > (1 << 24))
             return fail(why, why_bytes, "slot %zu: columns %d at %d are not multiples of %d", i, s.cols, s.first_col,
                         kCell);
@@ -86,7 +109,7 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
             if (p.rows != s.rows || p.dtype != s.dtype || s.dtype == DI_I8 || s.first_col + s.cols > p.cols)
                 return fail(why, why_bytes, "slot %zu: does not fit its parent %d", i, s.parent);
         } else {
-            const int64_t rows = band_rows(s.rows == DI_ROWS_T ? max_tokens_ : tail_rows_);
+            const int64_t rows = band_rows(most_rows(s));
             const int64_t bytes = rows * s.cols * static_cast<int64_t>(size_of(static_cast<DType>(s.dtype)));
             if (s.offset < 0 || s.offset % 64 || s.offset + bytes > desc.arena_bytes)
                 return fail(why, why_bytes, "slot %zu: lies outside the arena", i);
@@ -127,7 +150,8 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
 
     for (const auto* list : {&body_, &tail_})
         for (const di_instr& instr : *list)
-            if (!check_instr(instr, list == &tail_, slots_, weights_, kv_desc_, why, why_bytes)) return false;
+            if (!check_instr(instr, list == &tail_, slots_, weights_, kv_desc_, experts_per_token_, why, why_bytes))
+                return false;
     for (const di_instr& instr : tail_) {
         if (instr.op != DI_OP_SAMPLE) continue;
         if (vocab_) return fail(why, why_bytes, "program: more than one instruction samples");
@@ -141,12 +165,14 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
     const int threads = device_->team->threads();
     const size_t floats =
         std::max({Gemm::scratch_floats(), attention_scratch_floats(), static_cast<size_t>(vocab_) + 64});
-    scratch_stride_ = align_up(floats * sizeof(float), size_t{1} << 21);
+    for (const di_instr& instr : body_) expert_space_.include(instr, slots_, max_tokens_, experts_per_token_);
+    expert_memory_ = align_up(floats * sizeof(float), 64);
+    scratch_stride_ = align_up(expert_memory_ + expert_space_.bytes(), size_t{1} << 21);
     if (!os_map(scratch_stride_ * static_cast<size_t>(threads), true, &scratch_memory_))
         return fail(why, why_bytes, "no memory for scratch");
 
     last_token_.assign(static_cast<size_t>(max_seqs_) * 2, 0);
-    for (auto* list : {&token_, &block_of_, &offset_of_, &history_of_})
+    for (auto* list : {&token_, &block_of_, &offset_of_, &prompt_len_of_})
         list->assign(static_cast<size_t>(max_tokens_), 0);
     plan_of_.assign(body_.size(), -1);
     for (size_t i = 0; i < body_.size(); ++i) {
@@ -164,6 +190,25 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
         for (SamplerScratch& scratch : sampler_scratch_)
             if (!scratch.create(vocab_, max_logprobs_))
                 return fail(why, why_bytes, "no memory for sampling %d tokens", vocab_);
+    }
+    return true;
+}
+
+bool Program::accepts(int id, const void* values, char* why, size_t why_bytes) const {
+    for (const auto* list : {&body_, &tail_}) {
+        for (const di_instr& in : *list) {
+            if (in.op != DI_OP_QUANTIZE || in.weight[0] != id) continue;
+            const auto* order = static_cast<const int32_t*>(values);
+            const int columns = slots_[static_cast<size_t>(in.in[0])].cols;
+            std::vector<bool> seen(static_cast<size_t>(columns));
+            for (int k = 0; k < in.i[0]; ++k) {
+                if (order[k] < 0 || order[k] >= columns || seen[static_cast<size_t>(order[k])])
+                    return fail(why, why_bytes,
+                                "weight %d: column %d at place %d of the order; expected %d different of %d", id,
+                                order[k], k, in.i[0], columns);
+                seen[static_cast<size_t>(order[k])] = true;
+            }
+        }
     }
     return true;
 }
@@ -229,7 +274,7 @@ void Program::index_tokens(const di_step& step) {
             const size_t i = static_cast<size_t>(t);
             const int32_t token = step.tokens[t], at = base + t - begin;
             token_[i] = token < 0 ? last_token_[static_cast<size_t>(-1 - token)] : token;
-            history_of_[i] = std::max(step.prompt_len[b], step.positions[t] + 1);
+            prompt_len_of_[i] = step.prompt_len[b];
             if (kv_.layers == 0) continue;
             block_of_[i] = table[at / kv_.block_tokens];
             offset_of_[i] = at % kv_.block_tokens;
@@ -330,10 +375,8 @@ int Program::slot_write(int slot, int rows, const float* data) {
         slots_[static_cast<size_t>(slot)].dtype == DI_I8)
         return DI_EINVAL;
     const di_slot& s = slots_[static_cast<size_t>(slot)];
-    if (rows > (s.rows == DI_ROWS_T ? max_tokens_ : tail_rows_)) return DI_EINVAL;
-    di_step step{};
-    step.T = rows;
-    const View view = Run{*this, *device_->kernels, step, 0, 1, 0, rows}.view(slot);
+    if (rows > most_rows(s)) return DI_EINVAL;
+    const View view = this->view(slot, rows);
     for (int m = 0; m < rows; ++m)
         for (int c = 0; c < s.cols; ++c) {
             const size_t at = static_cast<size_t>(c / kCell) * view.step() + static_cast<size_t>(c % kCell);
@@ -351,10 +394,8 @@ int Program::slot_read(int slot, int rows, float* data) {
         slots_[static_cast<size_t>(slot)].dtype == DI_I8)
         return DI_EINVAL;
     const di_slot& s = slots_[static_cast<size_t>(slot)];
-    if (rows > (s.rows == DI_ROWS_T ? max_tokens_ : tail_rows_)) return DI_EINVAL;
-    di_step step{};
-    step.T = rows;
-    const View view = Run{*this, *device_->kernels, step, 0, 1, 0, rows}.view(slot);
+    if (rows > most_rows(s)) return DI_EINVAL;
+    const View view = this->view(slot, rows);
     for (int m = 0; m < rows; ++m)
         for (int c = 0; c < s.cols; ++c) {
             const size_t at = static_cast<size_t>(c / kCell) * view.step() + static_cast<size_t>(c % kCell);

@@ -8,6 +8,7 @@
 #include "../../dashinfer_lite/include/dashinfer_device.h"
 #include "../kernels.h"
 #include "attention_plan.h"
+#include "experts.h"
 #include "os.h"
 #include "sampler.h"
 #include "team.h"
@@ -33,6 +34,8 @@ class Program {
         return id < 0 || static_cast<size_t>(id) >= weights_.size() ? nullptr : &weights_[static_cast<size_t>(id)];
     }
     const KernelTable& kernels() const { return *device_->kernels; }
+    // Whether vector `id` may be written: an order of columns has to name each of them once.
+    bool accepts(int id, const void* values, char* why, size_t why_bytes) const;
     int run(const di_step& step, char* why, size_t why_bytes);
 
     int64_t block_bytes() const { return static_cast<int64_t>(kv_.block_bytes()); }
@@ -47,6 +50,8 @@ class Program {
     explicit Program(CpuDevice* device) : device_(device) {}
 
     bool prepare(const di_program_desc& desc, char* why, size_t why_bytes);
+    int most_rows(const di_slot& slot) const;
+    View view(int slot, int rows) const;
     int check(const di_step& step, char* why, size_t why_bytes) const;
     void index_tokens(const di_step& step);
     void plan_attention(const di_step& step);
@@ -57,12 +62,13 @@ class Program {
     std::vector<Weight> weights_;
     di_kv_desc kv_desc_{};
     KvLayout kv_{};
-    int32_t max_tokens_ = 0, tail_rows_ = 0, max_seqs_ = 0, max_logprobs_ = 0, vocab_ = 0;
+    int32_t max_tokens_ = 0, tail_rows_ = 0, max_seqs_ = 0, max_logprobs_ = 0, vocab_ = 0, experts_per_token_ = 0;
     Memory weight_memory_{}, kv_memory_{}, arena_memory_{}, scratch_memory_{};
-    size_t scratch_stride_ = 0;
+    size_t scratch_stride_ = 0, expert_memory_ = 0;  // of a thread; where its memory for experts begins in it
+    ExpertSpace expert_space_;
 
-    std::vector<int32_t> last_token_;                                 // by sequence slot
-    std::vector<int32_t> token_, block_of_, offset_of_, history_of_;  // [T] of the current step
+    std::vector<int32_t> last_token_;                                    // by sequence slot
+    std::vector<int32_t> token_, block_of_, offset_of_, prompt_len_of_;  // [T] of the current step
     std::vector<AttentionPlan> plans_;
     std::vector<int> plan_of_;             // body instruction → plan, or -1
     std::unique_ptr<Counter[]> counters_;  // two a body instruction: tasks and merges; the last one: sampled rows
@@ -83,16 +89,21 @@ struct Run {
     int tail_row = 0, tail_count = 0;  // the current tile of logit rows
 
     void barrier() const { program.device_->team->barrier(thread); }
-    int rows(const di_slot& slot) const { return slot.rows == DI_ROWS_T ? step.T : tail_count; }
+    int rows(const di_slot& slot) const {
+        return slot.rows == DI_ROWS_T ? step.T : slot.rows == DI_ROWS_E ? step.T * experts_per_token() : tail_count;
+    }
     View view(int slot) const;
     const Weight& weight(int id) const { return program.weights_[static_cast<size_t>(id)]; }
     const float* vector(int id) const { return id < 0 ? nullptr : reinterpret_cast<const float*>(weight(id).data); }
     const KvLayout& kv() const { return program.kv_; }
     float* scratch() const;
+    int experts_per_token() const { return program.experts_per_token_; }
+    int expert_chunk() const { return program.expert_space_.chunk(); }
+    ExpertSpace::Parts expert_memory() const;
     const int32_t* tokens() const { return program.token_.data(); }
     const int32_t* block_of() const { return program.block_of_.data(); }
     const int32_t* offset_of() const { return program.offset_of_.data(); }
-    const int32_t* history_of() const { return program.history_of_.data(); }
+    const int32_t* prompt_len_of() const { return program.prompt_len_of_.data(); }
     AttentionPlan& plan(int index) const {
         return program.plans_[static_cast<size_t>(program.plan_of_[static_cast<size_t>(index)])];
     }
@@ -111,7 +122,8 @@ OpFn op_function(int op);  // null: unknown
 
 // Whether a program's instruction is one that this device can run; the reason in `why` otherwise.
 bool check_instr(const di_instr& instr, bool in_tail, const std::vector<di_slot>& slots,
-                 const std::vector<Weight>& weights, const di_kv_desc& kv, char* why, size_t why_bytes);
+                 const std::vector<Weight>& weights, const di_kv_desc& kv, int experts_per_token, char* why,
+                 size_t why_bytes);
 
 struct Range {
     int begin, end;

@@ -19,7 +19,7 @@ constexpr uint64_t kAmx =
     kAvx512Vnni | features(Feature::AVX512_BF16, Feature::AMX_TILE, Feature::AMX_BF16, Feature::AMX_INT8);
 
 constexpr Tier kTiers[] = {
-    {"amx", kAmx, amx_table},
+    {"amx", kAmx, amx_table},  // the best first
     {"avx512vnni", kAvx512Vnni, avx512vnni_table},
     {"avx512", kAvx512, avx512_table},
     {"avxvnni", kAvxVnni, avxvnni_table},

@@ -10,6 +10,7 @@ namespace di {
 namespace {
 
 constexpr int kMaxColumns = 1 << 24;
+constexpr int kMaxGroup = 1 << 16;  // the sums of a plane of bytes stay within int32
 
 size_t align_64(size_t x) { return (x + 63) / 64 * 64; }
 
@@ -42,6 +43,7 @@ bool Weight::describe(const di_weight_desc& d, int id, char* why, size_t why_byt
         if (d.quant_group < 1 || d.quant_group > d.k || d.k_group != d.quant_group ||
             d.k_group_padded != round_up(d.quant_group, kQuantCell))
             return refuse("its quantization groups do not fit its columns");
+        if (d.quant_group > kMaxGroup) return refuse("more than 65536 columns share a scale; quantize it by groups");
         quant.bits = type;
         quant.scale_dtype = static_cast<DType>(d.scale_dtype);
         quant.k = d.k;

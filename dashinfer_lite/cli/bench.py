@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 HELP = "throughput and latency, beside the machine's own limits"
 
-SHAPES = ("tiny", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b")
+SHAPES = ("tiny", "tiny-moe", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen3-moe-1b")
 LEAST_SAMPLE_S = 1.0
 QUICK_PROBE_BYTES, QUICK_PROBE_ROUNDS = 64 << 20, 2_000
 
@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_option(source)
     add_type_options(parser)
     add_threads_option(parser)
+    parser.add_argument(
+        "--kv-memory", metavar="SIZE", help="most memory for the KV cache (default: what the workloads need)"
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help='only these workloads, such as "decode @128"')
     parser.add_argument("--samples", type=int, default=5, metavar="N", help="samples a workload (default: 5)")
     parser.add_argument("--quick", action="store_true", help="small and short: shows that it works, not how fast")
@@ -87,8 +90,9 @@ def _measure(args: argparse.Namespace, chosen: Sequence[Workload]) -> Result:
     from dashinfer_lite.cli.bench_meter import PROBE_BYTES, PROBE_ROUNDS, RoofProbe
     from dashinfer_lite.cli.bench_result import Result
     from dashinfer_lite.cli.bench_work import Bench
-    from dashinfer_lite.loading import Options, demo_model_folder
+    from dashinfer_lite.loading import Options, demo_model_folder, parse_size
 
+    kv_memory = None if args.kv_memory is None else parse_size("--kv-memory", args.kv_memory)
     begin = time.perf_counter()
     with ExitStack() as stack:
         options = Options(**{name: getattr(args, name) for name in ("dtype", "quant", "head", "kv_cache", "threads")})
@@ -103,6 +107,7 @@ def _measure(args: argparse.Namespace, chosen: Sequence[Workload]) -> Result:
                 options,
                 sequences=max(workload.sequences for workload in chosen),
                 context=max(workload.context for workload in chosen),
+                kv_memory=kv_memory,
                 progress=progress,
             )
         load_s = time.perf_counter() - begin

@@ -19,11 +19,14 @@ class Cost:
 
     linear_bytes     packed matrices that every step reads, the head included
     packed_bytes     all weights, with embedding tables and vectors
-    matmul_weights   elements of the body's matrices, without padding
+    matmul_weights   elements of the body's matrices that a token is multiplied with, without padding
     head_weights     elements of the head
     kv_token_bytes   keys and values of one token in all layers
     pair_operations  operations of attention for one query and one key in all layers
     step_tokens      most tokens of a step
+    expert_bytes     packed matrices of experts, of which a step reads those of the experts that its tokens chose
+    experts          how many experts a layer has
+    chosen           how many of them a token chooses
     """
 
     linear_bytes: int
@@ -33,6 +36,14 @@ class Cost:
     kv_token_bytes: int
     pair_operations: int
     step_tokens: int
+    expert_bytes: int = 0
+    experts: int = 1
+    chosen: int = 1
+
+    def step_bytes(self, tokens: int) -> float:
+        """Bytes of weights that a step reads; of experts what is to be expected where tokens choose at random."""
+        untouched = (1 - self.chosen / self.experts) ** tokens
+        return self.linear_bytes + self.expert_bytes * (1 - untouched)
 
     def prefill_operations(self, tokens: int) -> float:
         """Operations of a prompt: 2 a matrix element and token, causal attention, one row of the head."""
@@ -47,16 +58,22 @@ class Cost:
         """Bytes that a prompt reads: the weights once a step, and the earlier steps' keys and values."""
         steps = -(-tokens // self.step_tokens)
         earlier = self.step_tokens * steps * (steps - 1) // 2
-        return float(self.linear_bytes) * steps + float(self.kv_token_bytes) * earlier
+        last = tokens - (steps - 1) * self.step_tokens
+        weights = (steps - 1) * self.step_bytes(self.step_tokens) + self.step_bytes(last)
+        return weights + float(self.kv_token_bytes) * earlier
 
     def decode_bytes(self, sequences: int, context: float) -> float:
         """Bytes that such a step reads: the weights once, and every sequence's keys and values."""
-        return self.linear_bytes + sequences * context * self.kv_token_bytes
+        return self.step_bytes(sequences) + sequences * context * self.kv_token_bytes
 
 
 def cost_of(program: Program, head_align: int) -> Cost:
     """Count a program's bytes and operations; `head_align` is the device's padding of a head."""
     body, tail = _matrices(program, program.body), _matrices(program, program.tail)
+    expert_code = [instr for instr in program.body if instr.op in ("expert_linear", "expert_sum")]
+    of_experts = [program.weights[instr.weights[0]] for instr in expert_code]
+    experts = max((instr.ints[0] for instr in expert_code), default=1)
+    chosen = program.limits.experts_per_token or 1
     kv = program.kv
     head_size = -(-kv.head_size // head_align) * head_align
     pairs = 0
@@ -67,11 +84,14 @@ def cost_of(program: Program, head_align: int) -> Cost:
     return Cost(
         linear_bytes=sum(_packed(weight) for weight in {id(w): w for w in [*body, *tail]}.values()),
         packed_bytes=sum(_packed(weight) for weight in program.weights),
-        matmul_weights=sum(_elements(weight) for weight in body),
+        matmul_weights=sum(map(_elements, body)) + sum(map(_elements, of_experts)) * chosen // experts,
         head_weights=sum(_elements(weight) for weight in tail),
         kv_token_bytes=kv.layers * kv.heads * kv_token_bytes(kv.dtype, head_size),
         pair_operations=pairs,
         step_tokens=program.limits.max_tokens,
+        expert_bytes=sum(map(_packed, of_experts)),
+        experts=experts,
+        chosen=chosen,
     )
 
 

@@ -11,7 +11,16 @@ from dashinfer_lite.engine import Engine
 from dashinfer_lite.errors import RequestError
 from dashinfer_lite.graph.build import build
 from dashinfer_lite.graph.quant import QuantPolicy
-from dashinfer_lite.loading import BLOCK_TOKENS, Options, dtype_for, kv_dtype_for, limits_for, quant_policy
+from dashinfer_lite.loading import (
+    BLOCK_TOKENS,
+    Options,
+    dtype_for,
+    kv_block_bytes,
+    kv_dtype_for,
+    kv_room,
+    limits_for,
+    quant_policy,
+)
 from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.weights import ModelFolder
 from dashinfer_lite.weights.loader import load_weights
@@ -52,7 +61,7 @@ class OpenEngine:
 def random_source(shape: str, options: Options) -> Source:
     """A shape with random weights, quantized as the options say."""
     config = shape_config(shape)
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     weights = RandomWeights(tensor_shapes(config))
     quant = options.quant
     if not isinstance(quant, QuantPolicy):
@@ -63,7 +72,7 @@ def random_source(shape: str, options: Options) -> Source:
 def folder_source(path: Path, options: Options) -> Source:
     """A model folder; ModelError where it cannot be used."""
     folder = ModelFolder(path)
-    model = find_model(folder.architecture)
+    model = find_model(folder.architecture, folder.config)
     config = model.config.from_folder(folder)
     weights = folder.open_weights()
     stored, quant = folder.stored_dtype(weights), quant_policy(options, folder, weights)
@@ -77,11 +86,13 @@ def open_engine(
     *,
     sequences: int,
     context: int,
+    kv_memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> OpenEngine:
     """Build, load and open; `stack` closes everything. There is room for so many sequences of so many tokens each.
 
-    RequestError where the model's context is shorter than that.
+    With `kv_memory` bytes there may be room for fewer at a time. RequestError where the model's context is shorter than
+    that, CapacityError where the memory does not hold one.
     """
     stack.callback(source.weights.close)
     most = source.config.max_position_embeddings
@@ -90,14 +101,18 @@ def open_engine(
     weight_dtype = dtype_for(options.dtype, source.stored)
     device = open_device("cpu", threads=options.threads)
     stack.callback(device.close)
+    kv_dtype = kv_dtype_for(options.kv_cache, weight_dtype)
+    block_bytes = kv_block_bytes(source.config, device.info, kv_dtype)
+    memory = sequences * -(-context // BLOCK_TOKENS) * block_bytes if kv_memory is None else kv_memory
+    _, blocks = kv_room(context, most, sequences, memory, block_bytes)
     program = build(
         source.forward,
         source.config,
         device.info,
         dtype=weight_dtype,
-        kv_dtype=kv_dtype_for(options.kv_cache, weight_dtype),
+        kv_dtype=kv_dtype,
         limits=limits_for(None),
-        blocks=sequences * -(-context // BLOCK_TOKENS),
+        blocks=blocks,
         block_tokens=BLOCK_TOKENS,
         quant=source.quant,
     )

@@ -19,19 +19,23 @@ if TYPE_CHECKING:
 # hidden, layers, heads, KV heads, MLP, vocabulary, tied head
 _SIZES: Final = {
     "tiny": (64, 2, 4, 2, 128, 512, True),
+    "tiny-moe": (64, 2, 4, 2, 128, 512, True),
     "qwen2.5-0.5b": (896, 24, 14, 2, 4864, 151936, True),
     "qwen2.5-1.5b": (1536, 28, 12, 2, 8960, 151936, True),
     "qwen2.5-7b": (3584, 28, 28, 4, 18944, 152064, False),
+    "qwen3-moe-1b": (2048, 4, 32, 4, 6144, 32768, True),  # a few layers of Qwen3-30B-A3B with fewer experts
 }
+# head size, experts, experts of a token, columns of an expert
+_EXPERTS: Final = {"tiny-moe": (16, 6, 2, 48), "qwen3-moe-1b": (128, 48, 8, 768)}
 SHAPES: Final = tuple(_SIZES)
 SPREAD: Final = 0.02  # standard deviation of the weights
 TABLE: Final = 1 << 22  # numbers drawn once; every weight row is a window of them
 
 
 def shape_config(shape: str) -> dict[str, Any]:
-    """The config.json of a shape: Qwen2 with bf16 weights."""
+    """The config.json of a shape: Qwen2 or Qwen3-MoE, with bf16 weights."""
     hidden, layers, heads, kv_heads, mlp, vocab, tied = _SIZES[shape]
-    return {
+    config: dict[str, Any] = {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "hidden_size": hidden,
@@ -47,21 +51,40 @@ def shape_config(shape: str) -> dict[str, Any]:
         "max_position_embeddings": 32768,
         "torch_dtype": "bfloat16",
     }
+    if shape in _EXPERTS:
+        size, experts, chosen, inner = _EXPERTS[shape]
+        config |= {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "head_dim": size,
+            "num_experts": experts,
+            "num_experts_per_tok": chosen,
+            "moe_intermediate_size": inner,
+            "norm_topk_prob": True,
+        }
+    return config
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The tensors of a Qwen2 by name."""
-    hidden, mlp, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    """The tensors of a Qwen2 or Qwen3-MoE by name."""
+    hidden, vocab, experts = config["hidden_size"], config["vocab_size"], config.get("num_experts", 0)
+    size = config.get("head_dim") or hidden // config["num_attention_heads"]
+    query, kv = size * config["num_attention_heads"], size * config["num_key_value_heads"]
+    mlp = config["moe_intermediate_size"] if experts else config["intermediate_size"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
     for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}."
-        for name, rows in (("q", hidden), ("k", kv), ("v", kv)):
+        for name, rows in (("q", query), ("k", kv), ("v", kv)):
             shapes[f"{at}self_attn.{name}_proj.weight"] = (rows, hidden)
-            shapes[f"{at}self_attn.{name}_proj.bias"] = (rows,)
-        shapes[f"{at}self_attn.o_proj.weight"] = (hidden, hidden)
-        shapes[f"{at}mlp.gate_proj.weight"] = shapes[f"{at}mlp.up_proj.weight"] = (mlp, hidden)
-        shapes[f"{at}mlp.down_proj.weight"] = (hidden, mlp)
+            if not experts:
+                shapes[f"{at}self_attn.{name}_proj.bias"] = (rows,)
+        shapes[f"{at}self_attn.o_proj.weight"] = (hidden, query)
+        if experts:
+            shapes[f"{at}self_attn.q_norm.weight"] = shapes[f"{at}self_attn.k_norm.weight"] = (size,)
+            shapes[f"{at}mlp.gate.weight"] = (experts, hidden)
+        for block in [f"{at}mlp.experts.{e}" for e in range(experts)] or [f"{at}mlp"]:
+            shapes[f"{block}.gate_proj.weight"] = shapes[f"{block}.up_proj.weight"] = (mlp, hidden)
+            shapes[f"{block}.down_proj.weight"] = (hidden, mlp)
         shapes[f"{at}input_layernorm.weight"] = shapes[f"{at}post_attention_layernorm.weight"] = (hidden,)
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:

@@ -43,6 +43,7 @@ class Line:
     def of(cls, name: str, roof: str, samples: Sequence[Sample]) -> Line:
         """The medians of a workload's samples; valid only where all of them are."""
         values = [sample.value for sample in samples]
+        roof = _binding(samples, roof)
         contention = [sample.contention for sample in samples if sample.contention is not None]
         return cls(
             name=name,
@@ -154,6 +155,16 @@ class Result:
         matrix = median(line.roofs.matrix for line in self.lines)
         peak = f"{matrix / 1e12:.2f} Tera-operations a second in matrix registers" if matrix else "no matrix unit"
         return f"{read / 1e9:.1f} GB/s read, {peak}"
+
+
+def _binding(samples: Sequence[Sample], roof: str) -> str:
+    """The roof of a workload: products wait for the weights where these take longer to read than to multiply."""
+    waits = [
+        sample.value.bytes_read * sample.roofs.matrix > sample.value.operations * sample.roofs.read
+        for sample in samples
+        if sample.roofs.matrix
+    ]
+    return "read" if roof == "matrix" and 2 * sum(waits) > len(waits) else roof
 
 
 def _share(sample: Sample, roof: str) -> float | None:

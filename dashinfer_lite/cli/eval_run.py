@@ -14,7 +14,7 @@ from dashinfer_lite.engine import Engine
 from dashinfer_lite.errors import RequestError
 from dashinfer_lite.loading import kv_block_bytes, load_model
 from dashinfer_lite.sampling_params import SamplingParams
-from dashinfer_lite.text import ChatTemplate
+from dashinfer_lite.text import Conversations
 from dashinfer_lite.text_codec import TextCodec
 
 if TYPE_CHECKING:
@@ -127,14 +127,13 @@ def run_mode(
 def _answer(engine: Engine, model: LoadedModel, items: Sequence[Item], progress: Progress) -> list[str]:
     """Greedy answers; all items are in the engine together."""
     assert model.tokenizer is not None
-    template = ChatTemplate.load(model.folder.path)
+    conversations = Conversations.load(model.folder.path, model.tokenizer)
     requests = []
     for item in items:
         if "prompt" in item:
             ids = model.tokenizer.encode(item["prompt"])
         else:
-            text = template.render(item["messages"], tools=item.get("tools"))
-            ids = model.tokenizer.encode(text, add_special_tokens=False)
+            _, ids = conversations.prompt(item["messages"], tools=item.get("tools"))
         requests.append(engine.submit(ids, SamplingParams(temperature=0.0, max_tokens=item["max_tokens"])))
     answers = []
     for done, request in enumerate(requests):

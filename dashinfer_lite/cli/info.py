@@ -1,7 +1,7 @@
 """Show the machine, the tiers of the CPU kernels and why each is or is not used, the devices, and a model.
 
-Weights are not read: a model's folder is checked and measured from its configuration. Without --model the embedded demo
-model is shown.
+Weights are not read: a model's folder is checked and measured from its configuration. Without a folder the embedded
+demo model is shown.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ HELP = "what this machine offers, and what a model needs"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `info` takes."""
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="the same as --model FOLDER")
     add_model_option(parser)
     add_type_options(parser)
     parser.add_argument("--program", action="store_true", help="also print the model's program as a table")
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     device = open_device("cpu")
     try:
         facts = describe_machine(device.info.tier, device.info.threads)
-        facts["model"], program = describe_model(args.model, device, options)
+        facts["model"], program = describe_model(args.model or args.folder, device, options)
     finally:
         device.close()
     if args.program:
@@ -130,15 +131,22 @@ def _model_rows(model: dict[str, Any]) -> list[tuple[str, str]]:
     )
     return [
         ("folder", model["folder"] + (" (the embedded demo model, a toy)" if model["demo"] else "")),
-        ("family", f"{model['architecture']}, {model['parameters'] / 1e6:,.2f} million parameters"),
+        ("family", f"{model['family']} ({model['architecture']}), {model['parameters'] / 1e6:,.2f} million parameters"),
         ("sizes", sizes),
         ("context", f"{model['context']} tokens"),
         ("dtype", f"stored as {model['stored_dtype']}, runs as {model['dtype']}: {model['dtype_note']}"),
         ("quant", model["quant"] if model["quant"] != "none" else "none; --quant a16w8 halves the weights"),
         ("tokenizer", _tokenizer_text(model["tokenizer"])),
-        ("chat", "has a chat template" if model["chat_template"] else "no chat template: plain prompts only"),
+        ("chat", _chat_text(model["chat_format"])),
         ("memory", needs),
+        ("", "packed weights by mode: " + ", ".join(f"{mode} {size(n)}" for mode, n in memory["modes"].items())),
     ]
+
+
+def _chat_text(name: str | None) -> str:
+    if name is None:
+        return "no chat template: plain prompts only"
+    return "has a chat template" if name == "template" else f"no chat template: the chat format of {name}"
 
 
 def _tokenizer_text(tokenizer: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     policy = QuantPolicy.parse(args.quant, overrides=dict(args.override), head=args.head)
     folder = ModelFolder(args.source)
-    model = find_model(folder.architecture)
+    model = find_model(folder.architecture, folder.config)
     with folder.open_weights() as weights:
         if getattr(weights, "grids", None):
             raise ModelError(f"{folder.path}: its weights are integers already; quantize the model it was made from")

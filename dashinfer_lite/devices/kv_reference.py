@@ -27,18 +27,19 @@ class Kept(NamedTuple):
 def kept(x: Floats, dtype: str) -> Kept:
     """x[T,Hkv,D] rounded to `dtype`, or for "u8" and "u4" as integers that times a scale are nearest to it.
 
-    scale = max((max - min) / R, 1e-5), zero = rint(clamp(-min / scale, 0, R)), code = clamp(rint(x / scale) + zero, 0,
-    R), with R = 255 or 15, over the D columns of a head. A head with a number that is not finite has scale NaN.
+    scale = max((mx - mn) / R, 1e-5), zero = rint(-mn / scale), code = clamp(rint(x / scale) + zero, 0, R), with R = 255
+    or 15 and mn = min(x, 0), mx = max(x, 0) over the D columns of a head. A head with a number that is not finite has
+    scale NaN.
     """
     if dtype not in LARGEST_CODE:
         return Kept(rounded(x, dtype), None)
     largest = np.float32(LARGEST_CODE[dtype])
     finite = np.asarray(np.isfinite(x).all(axis=-1))
     x = np.where(finite[..., None], x, np.float32(0))
-    low, high = x.min(axis=-1), x.max(axis=-1)
+    low, high = np.minimum(x.min(axis=-1), np.float32(0)), np.maximum(x.max(axis=-1), np.float32(0))
     with np.errstate(over="ignore", divide="ignore"):
         scales = np.maximum((high - low) / largest, SMALLEST_SCALE)
-        zeros = np.rint(np.clip(-low / scales, 0, largest))
+        zeros = np.rint(-low / scales)
         codes = np.clip(np.rint(x / scales[..., None]) + zeros[..., None], 0, largest)
     return Kept(codes - zeros[..., None], np.where(finite, scales, np.float32(np.nan)))
 

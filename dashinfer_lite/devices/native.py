@@ -61,6 +61,7 @@ class NativeExecutable:
                 limits.tail_rows,
                 limits.max_seqs,
                 limits.max_logprobs,
+                limits.experts_per_token,
             )
         except _native.NativeError as error:
             raise DeviceError(f"{info.name} cannot run this program: {error}") from None

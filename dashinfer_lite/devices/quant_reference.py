@@ -5,7 +5,7 @@ Columns are taken in groups of a scale; in memory each group is padded to a mult
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -83,6 +83,12 @@ class QuantizedWeight:
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.rows)
+
+    def part(self, start: int, stop: int) -> QuantizedWeight:
+        """Rows [start, stop)."""
+        at = slice(start, stop)
+        rows = Codes(self.rows.codes[at], self.rows.scales[at], self.rows.zeros[at])
+        return QuantizedWeight(replace(self.spec, n=stop - start), rows)
 
     def values(self, at: npt.NDArray[Any]) -> Floats:
         """Rows as numbers: (code - zero) · scale."""

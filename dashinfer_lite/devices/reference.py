@@ -130,6 +130,7 @@ class ReferenceExecutable:
         """Fills a vector weight."""
         if values.shape != self.weights[weight].shape:
             raise DeviceError(f"weight {weight}: expected {self.weights[weight].shape}, got {values.shape}")
+        self._check_order(weight, values)
         self.weights[weight][:] = values
 
     # ---- steps -------------------------------------------------------------------------------------------------------
@@ -220,7 +221,7 @@ class ReferenceExecutable:
         """The arena memory of a slot's first rows: fp32, or the int8 planes of a quantized value as int16."""
         slot = self.program.slots[at]
         root = slot if slot.parent < 0 else self.program.slots[slot.parent]
-        capacity = self.program.limits.max_tokens if root.rows == "T" else self.program.limits.tail_rows
+        capacity = self.program.limits.capacity(root.rows)
         if rows > capacity:
             raise DeviceError(f"slot {at} has {capacity} rows, not {rows}")
         start = root.offset // 2
@@ -229,6 +230,13 @@ class ReferenceExecutable:
             return self.arena[start : start + rows * slot.cols // 2].view(np.int16).reshape(rows, slot.cols)
         whole = self.arena[start : start + rows * root.cols].reshape(rows, root.cols)
         return whole[:, slot.first_col : slot.first_col + slot.cols]
+
+    def _check_order(self, weight: int, values: np.ndarray) -> None:
+        for instr in (*self.program.body, *self.program.tail):
+            if instr.op == "quantize" and instr.weights[:1] == (weight,):
+                order, columns = values.view(np.int32)[: instr.ints[0]], self.program.slots[instr.inputs[0]].cols
+                if order.min() < 0 or order.max() >= columns or len(np.unique(order)) < len(order):
+                    raise DeviceError(f"weight {weight}: its order does not name different ones of {columns} columns")
 
     def _instant_quant(self, weight: int, rows: Floats) -> Codes:
         try:

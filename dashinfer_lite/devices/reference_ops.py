@@ -65,14 +65,21 @@ def activation(x: Floats, code: int) -> Floats:
         case 0:
             return x
         case 1:
-            return x * _sigmoid(x)
+            return x * sigmoid(x)
         case 2:
             u = np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)
-            return x * _sigmoid(2 * u)
+            return x * sigmoid(2 * u)
         case 3:
             return (x * 0.5 * (1.0 + _erf(x.astype(np.float64) / np.sqrt(2.0)))).astype(np.float32)
         case _:
             raise ValueError(f"activation {code}")
+
+
+def sigmoid(x: Floats) -> Floats:
+    """1 / (1 + exp(-x))"""
+    with np.errstate(over="ignore"):
+        y: Floats = np.float32(1) / (np.float32(1) + np.exp(-x))
+    return y
 
 
 def rotate(x: Floats, table: Floats, rotary: int, interleaved: bool) -> None:
@@ -216,11 +223,6 @@ def _exp_difference(x: Floats, maximum: Floats) -> Floats:
     """exp(x - maximum), 0 where x is -inf."""
     finite = np.where(np.isneginf(maximum), np.float32(0), maximum)
     return np.exp(x - finite)
-
-
-def _sigmoid(x: Floats) -> Floats:
-    with np.errstate(over="ignore"):
-        return np.float32(1) / (np.float32(1) + np.exp(-x))
 
 
 def _erf(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dashinfer_lite.devices import reference_ops as math
+from dashinfer_lite.devices.expert_reference import by_expert, experts_of, route, weighted_sum
 from dashinfer_lite.devices.kv_reference import kept, operand_dtype
 from dashinfer_lite.devices.quant_reference import quantize, to_planes
 from dashinfer_lite.devices.rope_reference import rope_table
@@ -38,7 +39,7 @@ class StepRun:
         drawn = executable.last_token[np.maximum(-1 - tokens, 0)]
         self.tokens = np.clip(np.where(tokens < 0, drawn, tokens), 0, self.program.vocab_size - 1)
         self.row0 = 0
-        self.rows = {"T": step.T, "R": 0}
+        self.rows = {"T": step.T, "R": 0, "E": step.T * self.program.limits.experts_per_token}
         self.sequences = [
             (b, slice(int(step.q_offset[b]), int(step.q_offset[b + 1])), int(step.kv_len[b])) for b in range(step.B)
         ]
@@ -117,7 +118,8 @@ def _rope_table(run: StepRun, o: _Operands) -> None:
     sections = tuple(i[f"section{n}"] for n in range(3))
     prompt_len = np.repeat(step.prompt_len[: step.B], np.diff(step.q_offset[: step.B + 1]))
     positions = step.positions[: step.position_rows, : step.T]
-    cos, sin = rope_table(frequencies, positions, prompt_len, sections if any(sections) else (), bool(i["interleaved"]))
+    sections = sections if any(sections) else ()
+    cos, sin = rope_table(frequencies, positions, prompt_len, sections, bool(i["interleaved"]), i["logn"])
     o.out(np.concatenate([cos, sin], axis=1))
 
 
@@ -132,20 +134,50 @@ def _layer_norm(run: StepRun, o: _Operands) -> None:
 
 
 def _linear(run: StepRun, o: _Operands) -> None:
-    if o.quantized is None:
-        y = math.product(o.inputs[0], o.weight(0))
-    else:
-        groups = o.quantized.spec.groups
-        grid = o.inputs[2][:, : 2 * groups]
-        y = o.quantized.product(o.inputs[0], grid[:, :groups], grid[:, groups:].view(np.int32))
+    y = _product(o, slice(None), 0, len(o.weight(0)) if o.quantized is None else o.quantized.spec.n, 2)
     if o.weights[1] is not None:
         y = y + o.weights[1]
-    if o.ints["act"] >= GATED:
-        pairs = y.reshape(len(y), -1, 2, GATE_GROUP)
-        y = (math.activation(pairs[:, :, 0], o.ints["act"] - GATED) * pairs[:, :, 1]).reshape(len(y), -1)
-    else:
-        y = math.activation(y, o.ints["act"])
+    y = _activated(y, o.ints["act"])
     o.out(y + o.inputs[1] if len(o.inputs) > 1 and o.inputs[1] is not None else y)
+
+
+def _product(o: _Operands, rows: Any, start: int, stop: int, grid_at: int) -> Floats:
+    """y[rows,N]: some rows of the input times rows [start, stop) of the matrix; integers take input `grid_at`."""
+    x = o.inputs[0][rows]
+    if o.quantized is None:
+        return math.product(x, o.weight(0)[start:stop])
+    groups = o.quantized.spec.groups
+    grid = np.ascontiguousarray(o.inputs[grid_at][rows, : 2 * groups])
+    return o.quantized.part(start, stop).product(x, grid[:, :groups], grid[:, groups:].view(np.int32))
+
+
+def _activated(y: Floats, act: int) -> Floats:
+    if act < GATED:
+        return math.activation(y, act)
+    pairs = y.reshape(len(y), -1, 2, GATE_GROUP)
+    return (math.activation(pairs[:, :, 0], act - GATED) * pairs[:, :, 1]).reshape(len(y), -1)
+
+
+def _route(run: StepRun, o: _Operands) -> None:
+    i = o.ints
+    o.out(route(o.inputs[0][:, : i["experts"]], i["chosen"], bool(i["renormalize"]), o.floats["scale"]))
+
+
+def _expert_linear(run: StepRun, o: _Operands) -> None:
+    ids, _ = experts_of(o.inputs[1], run.program.limits.experts_per_token, o.ints["experts"])
+    o.out(_activated(_expert_products(o, ids, ids.shape[1], 2), o.ints["act"]))
+
+
+def _expert_sum(run: StepRun, o: _Operands) -> None:
+    ids, weights = experts_of(o.inputs[1], run.program.limits.experts_per_token, o.ints["experts"])
+    residual = o.inputs[2] if len(o.inputs) > 2 else None
+    o.out(weighted_sum(_expert_products(o, ids, 1, 3), weights, residual))
+
+
+def _expert_products(o: _Operands, ids: npt.NDArray[np.int32], share: int, grid_at: int) -> Floats:
+    """y[T·k,N]; `share` rows of experts have the same row of the input."""
+    n = (len(o.weight(0)) if o.quantized is None else o.quantized.spec.n) // o.ints["experts"]
+    return by_expert(ids, lambda rows, e: _product(o, rows // share, e * n, (e + 1) * n, grid_at), n)
 
 
 def _quantize(run: StepRun, o: _Operands) -> None:
@@ -276,4 +308,8 @@ _OPERATIONS: dict[str, Callable[[StepRun, _Operands], None]] = {
     "cast": lambda run, o: o.out(o.inputs[0].copy()),
     "gather_rows": _gather_rows,
     "sample": _sample,
+    "route": _route,
+    "expert_linear": _expert_linear,
+    "expert_sum": _expert_sum,
+    "gate_rows": lambda run, o: o.out(o.inputs[0] * math.sigmoid(o.inputs[1][:, :1])),
 }

@@ -105,6 +105,8 @@ class Batch:
         else:
             step.tokens[first:end] = seq.tokens[start : start + chunk.count]
             step.positions[: step.position_rows, first:end] = self._counting[start : start + chunk.count]
+        if seq.positions is not None:
+            step.positions[: step.position_rows, first:end] = seq.positions.at(start, chunk.count)
 
     def _fill_sequence(self, b: int, chunk: Chunk) -> None:
         step, seq = self.step, chunk.seq

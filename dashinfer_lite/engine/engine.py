@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dashinfer_lite.engine.admission import bad_word_ids, check_params, check_span, checked_prompt
 from dashinfer_lite.engine.core import Core
 from dashinfer_lite.engine.draw import Draw
+from dashinfer_lite.engine.positions import layout_of
 from dashinfer_lite.engine.request import Request
 from dashinfer_lite.engine.sample import Sample
 from dashinfer_lite.engine.sequence import Sequence
@@ -88,7 +89,7 @@ class Engine:
         prompt        the text of the tokens, for the output
         priority      lower goes first; among equals the earlier
         cache_salt    prompts share cached prefixes only with those of the same salt
-        span          the first so many prompt tokens see each other (prefix models)
+        span          the first so many prompt tokens see each other, where the model has no rule of its own
         block         wait while the queue is full, instead of CapacityError
         owner         kept alive until the request is done
 
@@ -99,7 +100,8 @@ class Engine:
         program = self._program
         ids = checked_prompt(prompt_token_ids, program.vocab_size, self.max_context)
         check_params(params, program.vocab_size, program.limits.max_logprobs, self._codec is not None)
-        check_span(span, ids, program.limits.max_tokens)
+        layout = layout_of(program, ids, span)
+        check_span(layout.span, ids, program.limits.max_tokens)
         words = bad_word_ids(params, self._codec)
         number = next(self._numbers)
         seed = params.seed if params.seed is not None else secrets.randbits(64)
@@ -107,12 +109,15 @@ class Engine:
         request = Request(self, number, prompt, ids, params, seed, samples, self._codec, owner)
         most = self.max_context if params.max_tokens is None else len(ids) + params.max_tokens
         max_total = min(most, self.max_context)
-        salt: Hashable = (cache_salt, adapter, tuple(ids[:span]), len(ids) if program.history_rope else None)
+        history = len(ids) if 0 < program.history_rope < len(ids) else None
+        salt: Hashable = (cache_salt, adapter, tuple(ids[: layout.span]), layout.gap, history)
         sequences = []
         for index, sample in enumerate(samples):
             draw = Draw(params, index, seed, self._eos_token_ids, words, len(ids), max_total)
             order = (priority, number, index)
-            sequences.append(Sequence(request, sample, draw, order, max_total, salt, span, adapter))
+            sequences.append(
+                Sequence(request, sample, draw, order, max_total, salt, layout.span, adapter, layout.positions)
+            )
         self._enter_queue(block)
         self._send(self._core.begin, request, sequences)
         return request

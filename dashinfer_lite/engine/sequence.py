@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from dashinfer_lite.engine.draw import Draw
+    from dashinfer_lite.engine.positions import Positions
     from dashinfer_lite.engine.request import Request
     from dashinfer_lite.engine.sample import Sample
 
@@ -29,6 +30,7 @@ class Sequence:
         salt: Hashable,
         span: int = 0,
         adapter: int = 0,
+        positions: Positions | None = None,
     ) -> None:
         self.request = request
         self.sample = sample
@@ -38,6 +40,7 @@ class Sequence:
         self.salt = salt
         self.span = span  # the first so many tokens see each other, so one step computes them together
         self.adapter = adapter
+        self.positions = positions  # None: tokens are numbered
 
         self.tokens = list(request.prompt_token_ids)  # the known ones
         self.prompt_len = len(self.tokens)

@@ -37,7 +37,7 @@ def build(
     """
     if kv_dtype not in KV_BITS:
         raise ValueError(f"the KV cache cannot be {kv_dtype!r}; it is one of {', '.join(KV_BITS)}")
-    graph = Graph()
+    graph = Graph(dtype)
     model_fn(graph, config)
     trace = run_passes(annotate(graph.trace(), quant), select_passes(passes))
     layout = Layout(info.col_align, info.head_align)

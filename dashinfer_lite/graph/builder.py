@@ -6,21 +6,28 @@ Names are the checkpoint's: `linear(x, "q_proj", …)` inside `scope("model.laye
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from dashinfer_lite.graph.experts import ExpertOps
 from dashinfer_lite.graph.ops import ACT_NONE, ACTIVATIONS, ROPE_STYLES
+from dashinfer_lite.graph.program import PrefixRule
 from dashinfer_lite.graph.rope_frequencies import rope_frequencies
 from dashinfer_lite.graph.trace import Columns, KvShape, Node, Source, Trace, ValueType, Weight
+
+if TYPE_CHECKING:
+    from dashinfer_lite.graph.program import DType
 
 # Rows of a fused tensor: all, [start, stop), or one row number for each output column.
 RowsOf = tuple[int, int] | np.ndarray | None
 
 MAX_HEAD: Final = 256
+SIGNIFICANT_BITS: Final = {"f32": 24, "f16": 11, "bf16": 8}
 
 
 class Value:
@@ -52,16 +59,21 @@ class Value:
         return self.graph.mul(self, other) if isinstance(other, Value) else self.graph.scale(self, other)
 
 
-class Graph:
-    """Records the operations that a model definition asks for."""
+class Graph(ExpertOps):
+    """Records the operations that a model definition asks for.
 
-    def __init__(self) -> None:
+    `dtype` is the type of its matrices; where others compute in that type throughout, a constant must be rounded to it.
+    """
+
+    def __init__(self, dtype: DType = "f32") -> None:
+        self.dtype = dtype
         self._prefix = ""
         self._nodes: list[Node] = []
         self._kv: KvShape | None = None
         self._tables: dict[str, Value] = {}
         self._vocab_size = self._hidden_size = 0
         self._notes: dict[str, str] = {}
+        self._prefix_rule: PrefixRule | None = None
 
     @contextmanager
     def scope(self, prefix: str) -> Iterator[None]:
@@ -74,6 +86,10 @@ class Graph:
             self._prefix = outer
 
     # ---- the ends of a model -----------------------------------------------------------------------------------------
+
+    def prefix(self, begin: int, gaps: tuple[int, ...]) -> None:
+        """Prompts are laid out by this PrefixRule, in two rows of positions; else tokens are numbered and causal."""
+        self._prefix_rule = PrefixRule(begin, gaps)
 
     def embed(self, name: str, vocab: int, hidden: int, *, scale: float = 1.0) -> Value:
         """x[T,H]: the rows of `name`.weight [vocab, hidden] for the step's tokens.
@@ -179,14 +195,18 @@ class Graph:
 
     # ---- attention -------------------------------------------------------------------------------------------------
 
-    def rope_table(self, rope: Mapping[str, Any], rotary_dims: int, max_position_embeddings: int) -> Value:
+    def rope_table(
+        self, rope: Mapping[str, Any], rotary_dims: int, max_position_embeddings: int, *, logn: int = 0
+    ) -> Value:
         """cos | sin [T, rotary_dims] of the step's positions; equal arguments give the same value.
 
-        `rope` is a dict of `graph.config.rope_parameters`; its `mrope_section` asks for three position rows.
+        `rope` is a dict of `graph.config.rope_parameters`, or one with a rope_type that only model definitions name:
+        "prompt_ntk" or "two_axes". Its `mrope_section` asks for several position rows. What is rotated by the table of
+        `logn` tokens is also multiplied by log(position + 1) / log(logn) from that position on.
         """
-        key = f"{sorted(rope.items(), key=lambda item: item[0])} {rotary_dims} {max_position_embeddings}"
+        key = f"{sorted(rope.items(), key=lambda item: item[0])} {rotary_dims} {max_position_embeddings} {logn}"
         if key not in self._tables:
-            self._tables[key] = self._rope_table(dict(rope), rotary_dims, max_position_embeddings)
+            self._tables[key] = self._rope_table(dict(rope), rotary_dims, max_position_embeddings, logn)
         return self._tables[key]
 
     def rope(self, x: Value, table: Value, *, interleaved: bool = False) -> Value:
@@ -235,6 +255,12 @@ class Graph:
             softcap=softcap,
         )
 
+    def rounded(self, value: float) -> float:
+        """A constant as the model's dtype holds it, to nearest even."""
+        mantissa, exponent = math.frexp(value)
+        bits = SIGNIFICANT_BITS[self.dtype]
+        return math.ldexp(round(math.ldexp(mantissa, bits)), exponent - bits)
+
     # ---- elementwise -----------------------------------------------------------------------------------------------
 
     def act(self, x: Value, kind: str) -> Value:
@@ -266,7 +292,12 @@ class Graph:
         if not self._hidden_size or not self._vocab_size:
             raise ValueError("a model needs an embedding and a head")
         trace = Trace(
-            tuple(self._nodes), self._kv or KvShape(0, 1, 1), self._vocab_size, self._hidden_size, dict(self._notes)
+            tuple(self._nodes),
+            self._kv or KvShape(0, 1, 1),
+            self._vocab_size,
+            self._hidden_size,
+            dict(self._notes),
+            self._prefix_rule,
         )
         trace.check()
         return trace
@@ -286,6 +317,9 @@ class Graph:
         node = Node(len(self._nodes), op, tuple(value.id for value in inputs), type, weights, attrs)
         self._nodes.append(node)
         return Value(self, node.id, type)
+
+    def _producer(self, value: Value) -> Node:
+        return self._nodes[value.id]
 
     def _effect(self, op: str, inputs: tuple[Value, ...], **attrs: float) -> None:
         self._nodes.append(Node(len(self._nodes), op, tuple(value.id for value in inputs), attrs=attrs))
@@ -308,7 +342,7 @@ class Graph:
                 return weight
         raise ValueError(f"the head is tied to {module!r}, which is not the embedding")
 
-    def _rope_table(self, rope: dict[str, Any], rotary_dims: int, max_position_embeddings: int) -> Value:
+    def _rope_table(self, rope: dict[str, Any], rotary_dims: int, max_position_embeddings: int, logn: int) -> Value:
         frequencies = rope_frequencies(rope, rotary_dims, max_position_embeddings)
         half = rotary_dims // 2
         sections = [int(section) for section in rope.get("mrope_section") or (0, 0, 0)]
@@ -329,6 +363,7 @@ class Graph:
             section1=sections[1],
             section2=sections[2],
             interleaved=int(bool(rope.get("mrope_interleaved"))),
+            logn=logn,
             attention=frequencies.attention_factor,
             scaling=frequencies.factor,
             theta=frequencies.theta,

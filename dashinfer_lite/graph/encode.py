@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dashinfer_lite.graph.program import Program
 
 DTYPES: Final = {"f32": 0, "f16": 1, "bf16": 2, "i8": 4, "u8": 5, "u4": 6}
-ROWS: Final = {"T": 0, "R": 1}
+ROWS: Final = {"T": 0, "R": 1, "E": 2}
 WEIGHT_KINDS: Final = {"linear": 0, "table": 1, "vector": 2}
 SYNC: Final = 1
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dashinfer_lite.graph.ops import GATE_GROUP, OPS
-from dashinfer_lite.graph.plan import ITEM_BYTES, Layout, Plan, plan
+from dashinfer_lite.graph.plan import ITEM_BYTES, ROW_BAND, Layout, Plan, plan
 from dashinfer_lite.graph.program import Instr, KvSpec, Part, Program, WeightSpec
 from dashinfer_lite.graph.quantize_inputs import padded_group
 from dashinfer_lite.graph.trace import Columns, Node, Source, Trace, ValueType, Weight
@@ -29,6 +30,7 @@ def lower(
     block_tokens: int,
 ) -> Program:
     """Returns the program of a trace for a device that pads as `layout` says; matrices are kept as `dtype`."""
+    limits = replace(limits, experts_per_token=trace.experts_per_token)
     planned = plan(trace, layout, "bf16" if dtype == "bf16" else "f32", limits)
     weights = _Weights(layout, dtype)
     body, tail = (
@@ -47,8 +49,9 @@ def lower(
         planned.arena_bytes,
         trace.vocab_size,
         trace.hidden_size,
-        history_rope=any(node.attr("kind") for node in tables),
+        history_rope=min((int(node.attr("original")) for node in tables if node.attr("kind")), default=0),
         position_rows=max([sum(node.attr(f"section{i}") > 0 for i in range(3)) for node in tables], default=0) or 1,
+        prefix=trace.prefix,
         notes=dict(trace.notes),
     )
 
@@ -117,8 +120,8 @@ def _overlap(slots: Sequence[Slot], a: int, b: int, limits: Limits) -> bool:
 
 def byte_range(root: Slot, limits: Limits) -> tuple[int, int]:
     """The arena bytes of a slot that is no view."""
-    rows = limits.max_tokens if root.rows == "T" else limits.tail_rows
-    return root.offset, root.offset + -(-rows // 32) * 32 * root.cols * ITEM_BYTES[root.dtype]
+    rows = -(-limits.capacity(root.rows) // ROW_BAND) * ROW_BAND
+    return root.offset, root.offset + rows * root.cols * ITEM_BYTES[root.dtype]
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------
@@ -132,6 +135,7 @@ class _Weights:
         self.dtype = dtype
         self.specs: list[WeightSpec] = []
         self._at: dict[int, int] = {}
+        self._maps: dict[bytes, np.ndarray] = {}
 
     def add(self, weight: Weight, x: ValueType | None) -> int:
         """Its number; `x` is the value that it multiplies, or the value that an embedding gives."""
@@ -184,18 +188,25 @@ class _Weights:
 
     def _rows(self, weight: Weight) -> tuple[tuple[Part, ...], np.ndarray, np.ndarray]:
         """The parts, and for each padded row its part and its row there."""
-        parts: list[Part] = []
+        parts: dict[Part, int] = {}
         maps = []
         for source in weight.sources:
             part = (
                 Part(source.tensor or "", *source.rows) if isinstance(source.rows, tuple) else Part(source.tensor or "")
             )
-            if source.tensor is not None and part not in parts:
-                parts.append(part)
-            number = parts.index(part) if source.tensor is not None else -1
+            number = parts.setdefault(part, len(parts)) if source.tensor is not None else -1
             maps.append(self._padded_rows(source, number, weight.gated))
-        rows = _interleaved(*maps) if weight.gated else np.concatenate(maps)
-        return tuple(parts), np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1])
+        if weight.gated:
+            half = len(maps) // 2
+            rows = _interleaved(np.concatenate(maps[:half]), np.concatenate(maps[half:]))
+        else:
+            rows = np.concatenate(maps)
+        return tuple(parts), self._kept_once(rows[:, 0]), self._kept_once(rows[:, 1])
+
+    def _kept_once(self, values: np.ndarray) -> np.ndarray:
+        """The array, or an equal one from before: the layers of a model differ in names, not in shapes."""
+        values = np.ascontiguousarray(values)
+        return self._maps.setdefault(values.tobytes(), values)
 
     def _padded_rows(self, source: Source, part: int, gated: bool) -> np.ndarray:
         """[padded rows, 2]: (part, row), (-1, 0) for padding."""

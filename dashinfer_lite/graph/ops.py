@@ -2,7 +2,7 @@
 
 Codes and the order of attributes are those of `include/dashinfer_device.h`. Dimension letters: T tokens of a step, R
 logit rows, H hidden, N columns out, K columns in, Hq query heads, Hkv key/value heads, D head size, V vocabulary, h
-rotated pairs of a head.
+rotated pairs of a head, k experts of a token.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ _CATALOGUE: Final = (
         (),
         "out[T,2h] fp32 = cos | sin of position · inv_freq[h], times the attention factor. One position row, or up "
         "to three with `section` frequencies each, in runs or interleaved. Kind dynamic derives the base, kind long "
-        "picks the frequencies, from max(prompt length, position + 1).",
+        "picks the frequencies, from max(prompt length, position + 1); kind prompt derives the base from the prompt "
+        "length. With logn, rows from that position on are multiplied by log(position + 1) / log(logn).",
         weights=("inv_freq", "long_inv_freq?"),
-        ints=("kind", "h", "original", "section0", "section1", "section2", "interleaved"),
+        ints=("kind", "h", "original", "section0", "section1", "section2", "interleaved", "logn"),
         floats=("attention", "scaling", "theta"),
     ),
     Op(
@@ -179,10 +180,42 @@ _CATALOGUE: Final = (
         ("x",),
         "For each row and group of K columns: scale = max |x| / 32512 (one plane: / 127), a = rint(x / scale). out is "
         "a as int8 planes, (a + 128) >> 8 and what that leaves; a second output holds the scales and the sums of a. "
-        "Columns are taken in `order`, without the padding of each head, and every group is padded to 64.",
+        "Columns are taken in `order`, which names K different ones, or without the padding of each head. Every group "
+        "is padded to 64.",
         weights=("order?",),
         ints=("K", "group", "planes", "head", "padded_head"),
     ),
+    Op(
+        "route",
+        20,
+        ("logits",),
+        "out[T,2k] fp32: the `chosen` experts of each token in ascending order (int32 bits), then their weights. With "
+        "p = softmax(logits) over all experts, these are the ones with the largest logits, of equal ones the lower; a "
+        "weight is its p, divided by the sum of the chosen p to `renormalize`, times `scale`.",
+        ints=("experts", "chosen", "renormalize"),
+        floats=("scale",),
+    ),
+    Op(
+        "expert_linear",
+        21,
+        ("x", "routing", "grid?"),
+        "out[T·k,N] = act(x[T,K] · w[e,N,K]ᵀ), where row t·k + j is token t at its j-th expert e. Gated activations, "
+        "types and a quantized w are as in linear; w has the rows of all experts, one below the other.",
+        weights=("w",),
+        ints=("experts", "act"),
+        narrow=True,
+    ),
+    Op(
+        "expert_sum",
+        22,
+        ("x", "routing", "residual?", "grid?"),
+        "out[T,N] = residual + Σ_j weight[t,j] · (x[T·k,K] · w[e,N,K]ᵀ)[t·k + j], j ascending: each token's experts, "
+        "weighted. x and w are as in expert_linear; residual is fp32 and may be out itself.",
+        weights=("w",),
+        ints=("experts",),
+        in_place=(2,),
+    ),
+    Op("gate_rows", 23, ("x", "gate"), "out = x · sigmoid(gate[.,0]).", in_place=(0,), narrow=True),
 )
 
 OPS: Final[dict[str, Op]] = {op.name: op for op in _CATALOGUE}
@@ -191,5 +224,6 @@ ACT_NONE: Final = 0
 ACTIVATIONS: Final[dict[str, int]] = {"silu": 1, "gelu_tanh": 2, "gelu_erf": 3}
 GATED: Final = 16  # added to an activation's code: act(gate) · up
 GATE_GROUP: Final = 16  # rows of gate, then as many rows of up
+PRODUCTS: Final = ("linear", "expert_linear", "expert_sum")  # ops with a matrix that their first input is multiplied by
 
 ROPE_STYLES: Final[dict[str, int]] = {"neox": 0, "interleaved": 1}

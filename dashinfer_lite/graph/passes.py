@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from dashinfer_lite.graph.ops import ACT_NONE, GATED, OPS
+from dashinfer_lite.graph.ops import ACT_NONE, GATED, OPS, PRODUCTS
 from dashinfer_lite.graph.trace import Node, Source, Trace, ValueType, Weight
 
 if TYPE_CHECKING:
@@ -52,15 +52,18 @@ def stack_qkv(trace: Trace) -> Trace:
 
 
 def stack_gate_up(trace: Trace) -> Trace:
-    """act(gate(x)) · up(x) becomes one linear whose rows alternate in groups of 16 and whose epilogue multiplies."""
+    """act(gate(x)) · up(x) becomes one linear whose rows alternate in groups of 16 and whose epilogue multiplies.
+
+    Experts likewise.
+    """
     producers, uses, consumers = trace.producers(), trace.uses(), trace.consumers()
 
     def once(value: int) -> Node | None:
         return producers[value] if uses[value] == 1 else None
 
     def fused(node: Node) -> Node:
-        # Only linears know how a gated value is padded.
-        if node.op != "mul" or any(user.op != "linear" for user in consumers.get(node.id, [])):
+        # Only products know how a gated value is padded.
+        if node.op != "mul" or any(user.op not in PRODUCTS for user in consumers.get(node.id, [])):
             return node
         for a, b in (node.inputs, node.inputs[::-1]):
             act, up = once(a), once(b)
@@ -86,7 +89,7 @@ def act_epilogue(trace: Trace) -> Trace:
 
 
 def residual_epilogue(trace: Trace) -> Trace:
-    """a + linear(x) becomes one linear that adds a."""
+    """a + linear(x) becomes one linear that adds a, and so does a + expert_sum(x)."""
     producers, uses = trace.producers(), trace.uses()
 
     def fused(node: Node) -> Node:
@@ -94,8 +97,10 @@ def residual_epilogue(trace: Trace) -> Trace:
             return node
         for residual, value in (node.inputs, node.inputs[::-1]):
             linear = producers[value]
-            if linear.op == "linear" and len(linear.inputs) == 1 and uses[value] == 1:
-                return replace(linear, id=node.id, inputs=(linear.inputs[0], residual))
+            if linear.op not in PRODUCTS or uses[value] > 1:
+                continue
+            if OPS[linear.op].inputs[len(linear.inputs) :][:1] == ("residual?",):
+                return replace(linear, id=node.id, inputs=(*linear.inputs, residual))
         return node
 
     return drop_dead(trace.with_nodes([fused(node) for node in trace.nodes]))
@@ -202,6 +207,10 @@ def _is_plain_linear(node: Node) -> bool:
     return node.op == "linear" and len(node.inputs) == 1 and node.attr("act") == ACT_NONE
 
 
+def _is_plain_product(node: Node) -> bool:
+    return _is_plain_linear(node) or (node.op == "expert_linear" and node.attr("act") == ACT_NONE)
+
+
 def _stacked(group: list[Node], id: int) -> Node:
     parts = tuple(part for node in group if node.type is not None for part in node.type.parts)
     first = group[0]
@@ -238,7 +247,7 @@ def _joined_name(names: list[str]) -> str:
 
 
 def _is_pair(gate: Node, up: Node) -> bool:
-    if gate.id == up.id or not _is_plain_linear(gate) or not _is_plain_linear(up):
+    if gate.id == up.id or not _is_plain_product(gate) or not _is_plain_product(up):
         return False
     a, b = gate.weights[0], up.weights[0]
     one_part = gate.type is not None and len(gate.type.parts) == 1 and gate.type.parts[0].unit == "columns"
@@ -256,7 +265,9 @@ def _is_pair(gate: Node, up: Node) -> bool:
 def _gated(mul: Node, act: int, gate: Node, up: Node) -> Node:
     (part,) = mul.type.parts if mul.type else ()
     type = ValueType(mul.type.rows if mul.type else "T", (replace(part, unit="gates"),))
-    return replace(gate, id=mul.id, type=type, weights=_joined([gate, up], True), attrs={"act": act + GATED})
+    return replace(
+        gate, id=mul.id, type=type, weights=_joined([gate, up], True), attrs={**gate.attrs, "act": act + GATED}
+    )
 
 
 # ---- rope_into_kv --------------------------------------------------------------------------------------------------

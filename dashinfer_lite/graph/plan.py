@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from dashinfer_lite.graph.ops import GATE_GROUP, OPS
+from dashinfer_lite.graph.ops import GATE_GROUP, OPS, PRODUCTS
 from dashinfer_lite.graph.program import Slot
 from dashinfer_lite.graph.quantize_inputs import quantize_inputs
 from dashinfer_lite.graph.trace import Columns, Node, Trace, ValueType
@@ -122,7 +122,7 @@ def _assign_dtypes(trace: Trace, activation: DType) -> tuple[Trace, dict[int, DT
     def only_multiplied(value: int) -> bool:
         users = consumers.get(value, [])
         return bool(users) and all(
-            (user.op == "linear" and value not in user.inputs[1:])
+            (user.op in PRODUCTS and value not in user.inputs[1:])
             or (user.op in ("view", "gather_rows") and only_multiplied(user.id))
             for user in users
         )
@@ -137,7 +137,7 @@ def _assign_dtypes(trace: Trace, activation: DType) -> tuple[Trace, dict[int, DT
     narrow: dict[int, int] = {}
     fresh = trace.next_id()
     for node in trace.nodes:
-        x = node.inputs[0] if node.op == "linear" else -1
+        x = node.inputs[0] if node.op in PRODUCTS else -1
         if x >= 0 and dtypes[x] not in (activation, "i8"):
             if x not in narrow:
                 narrow[x] = fresh
@@ -270,8 +270,7 @@ def _life_spans(trace: Trace, homes: dict[int, _Home], first_tail: int) -> dict[
 
 
 def _slot_bytes(slot: Slot, limits: Limits) -> int:
-    rows = limits.max_tokens if slot.rows == "T" else limits.tail_rows
-    return -(-rows // ROW_BAND) * ROW_BAND * slot.cols * ITEM_BYTES[slot.dtype]
+    return -(-limits.capacity(slot.rows) // ROW_BAND) * ROW_BAND * slot.cols * ITEM_BYTES[slot.dtype]
 
 
 def _place(spans: dict[int, tuple[int, int]], sizes: dict[int, int]) -> tuple[dict[int, int], int]:

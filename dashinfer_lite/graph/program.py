@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dashinfer_lite.weights.grid import ScaleDType
 
 DType = Literal["f32", "f16", "bf16", "i8", "u8", "u4"]
-Rows = Literal["T", "R"]
+Rows = Literal["T", "R", "E"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,9 @@ class WeightSpec:
 class Slot:
     """An activation [rows, cols]; `parent` and `first_col` make it a column range of another slot.
 
+    Rows are "T" tokens, "R" logit rows, or "E" a row for each token and each of its experts: row t · k + j is token t
+    at its j-th expert.
+
     A slot of dtype "i8" holds the int8 planes of a quantized value: cols counts bytes, planes · padded K.
     """
 
@@ -119,17 +122,42 @@ class KvSpec:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Capacities fixed at load: tokens a step, logit rows a tail tile, sequences a step, logprob alternatives a row."""
+    """Capacities fixed at load: tokens a step, logit rows a tail tile, sequences a step, logprob alternatives a row.
+
+    `experts_per_token` is the model's, and so is filled in by lowering; 0 where there are no experts.
+    """
 
     max_tokens: int = 512
     tail_rows: int = 64
     max_seqs: int = 64
     max_logprobs: int = 32
+    experts_per_token: int = 0
+
+    def capacity(self, rows: Rows) -> int:
+        """The most rows of a slot."""
+        return {"T": self.max_tokens, "R": self.tail_rows, "E": self.max_tokens * self.experts_per_token}[rows]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixRule:
+    """A prompt whose context sees itself as a whole, and whose answer fills a gap in it (GLM, arXiv:2103.10360).
+
+    The context ends before the first token `begin`. The gap is the first token of `gaps` that the prompt holds, the
+    earlier of them counting first. Position row 0 counts the context's tokens and stays at the gap from `begin` on;
+    row 1 is 0 in the context and counts 1, 2, 3 … from `begin` on.
+    """
+
+    begin: int
+    gaps: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The body runs once a step over T tokens; the tail runs on tiles of `limits.tail_rows` logit rows."""
+    """The body runs once a step over T tokens; the tail runs on tiles of `limits.tail_rows` logit rows.
+
+    The keys of a prompt of more than `history_rope` tokens depend on its length; 0: they never do. `prefix` says how
+    the tokens of a prompt stand where they are not simply numbered.
+    """
 
     slots: tuple[Slot, ...]
     body: tuple[Instr, ...]
@@ -140,8 +168,9 @@ class Program:
     arena_bytes: int
     vocab_size: int
     hidden_size: int
-    history_rope: bool = False
+    history_rope: int = 0
     position_rows: int = 1
+    prefix: PrefixRule | None = None
     notes: dict[str, str] = field(default_factory=dict)
 
     def dump(self) -> str:

@@ -22,7 +22,6 @@ GROUPS: Final = (32, 64, 128, 256, 512)
 ALIASES: Final = {"int8": "a16w8", "int4": "a16w4"}
 # Mode → bits of the weights, int8 planes of the activations.
 MODES: Final = {"a16w8": (8, 2), "a16w4": (4, 2), "a8w8": (8, 1)}
-ROUTERS: Final = ("*.mlp.gate", "*.shared_expert_gate", "*.router")
 _PATTERN: Final = re.compile(r"(a\d+w\d+)(?:-g(\d+))?")
 
 
@@ -140,7 +139,7 @@ class QuantPolicy:
         return None if self.grids and role == "linear" else self._asked(module, role)
 
     def _asked(self, module: str, role: Role) -> QuantSpec | None:
-        if role == "router" or any(fnmatchcase(module, pattern) for pattern in ROUTERS):
+        if role == "router":
             return None
         for pattern, spec in self.overrides:
             if fnmatchcase(module, pattern):
@@ -163,13 +162,14 @@ def annotate(trace: Trace, policy: QuantPolicy | None) -> Trace:
     if not policy:
         return trace
     head = trace.notes.get("head")
+    decisions = {node.inputs[-1] for node in trace.nodes if node.op in ("route", "gate_rows")}
     marked: dict[int, Weight] = {}
 
-    def with_spec(weight: Weight) -> Weight:
+    def with_spec(weight: Weight, node: Node) -> Weight:
         # Two nodes share the matrix of a tied head, and still do afterwards.
         if id(weight) not in marked:
-            spec = policy.of(weight.name, "head" if weight.name == head else "linear")
-            marked[id(weight)] = replace(weight, quant=spec)
+            role: Role = "router" if node.id in decisions else "head" if weight.name == head else "linear"
+            marked[id(weight)] = replace(weight, quant=_common_spec(weight, policy, role))
         return marked[id(weight)]
 
     def with_specs(node: Node) -> Node:
@@ -177,7 +177,7 @@ def annotate(trace: Trace, policy: QuantPolicy | None) -> Trace:
             return node
         return replace(
             node,
-            weights=tuple(with_spec(each) if each and each.kind == "matrix" else each for each in node.weights),
+            weights=tuple(with_spec(each, node) if each and each.kind == "matrix" else each for each in node.weights),
         )
 
     return trace.with_nodes([with_specs(node) for node in trace.nodes])
@@ -191,7 +191,21 @@ def matrix_specs(model_fn: Callable[[Graph, Any], object], config: Any, policy: 
     graph = Graph()
     model_fn(graph, config)
     weights = [weight for node in annotate(graph.trace(), policy).nodes for weight in node.weights]
-    return {weight.name: weight.quant for weight in weights if weight is not None and weight.quant is not None}
+    found = [weight for weight in weights if weight is not None and weight.quant is not None]
+    return {module: weight.quant for weight in found for module in weight.modules if weight.quant is not None}
+
+
+def _common_spec(weight: Weight, policy: QuantPolicy, role: Role) -> QuantSpec | None:
+    """The spec of all modules of a matrix.
+
+    Where a folder holds the experts of a layer on grids that differ, they are computed with as numbers.
+    """
+    specs = {policy.of(module, role) for module in weight.modules}
+    if len(specs) == 1:
+        return specs.pop()
+    if any(spec is not None and spec.stored for spec in specs):
+        return None
+    raise RequestError(f"all of {weight.name} must be quantized alike; the overrides give {len(specs)} modes")
 
 
 def _optional(text: str | None) -> QuantSpec | None:

@@ -1,4 +1,4 @@
-"""Puts a `quantize` before linears whose matrix is quantized; those that want the same of a value share one."""
+"""Puts a `quantize` before products whose matrix is quantized; those that want the same of a value share one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from dashinfer_lite.graph.ops import OPS, PRODUCTS
 from dashinfer_lite.graph.trace import Columns, Node, Trace, ValueType, Weight
 from dashinfer_lite.weights.grid import order_of
 
@@ -23,14 +24,17 @@ def padded_group(width: int) -> int:
 
 
 def quantize_inputs(trace: Trace, layout: Layout) -> Trace:
-    """linear(x) with a quantized matrix becomes linear(planes, residual, grid), with planes and grid made of x."""
+    """linear(x) with a quantized matrix becomes linear(planes, residual, grid), with planes and grid made of x.
+
+    Products of experts likewise.
+    """
     types = {node.id: node.type for node in trace.nodes if node.type is not None}
     made: dict[tuple[int, int, int, bytes | None], tuple[int, int]] = {}
     orders: dict[tuple[bytes, Columns], Weight] = {}
     nodes: list[Node] = []
     fresh = trace.next_id()
     for node in trace.nodes:
-        matrix = node.weight(0) if node.op == "linear" else None
+        matrix = node.weight(0) if node.op in PRODUCTS else None
         if matrix is None or matrix.quant is None:
             nodes.append(node)
             continue
@@ -48,8 +52,9 @@ def quantize_inputs(trace: Trace, layout: Layout) -> Trace:
             nodes += [grid, Node(fresh + 1, "quantize", (value, fresh), planes, (order,) if order else (), attrs)]
             made[key] = (fresh + 1, fresh)
             fresh += 2
-        residual = node.inputs[1] if len(node.inputs) > 1 else -1
-        nodes.append(replace(node, inputs=(made[key][0], residual, made[key][1])))
+        others = node.inputs[1:]
+        missing = OPS[node.op].inputs.index("grid?") - 1 - len(others)
+        nodes.append(replace(node, inputs=(made[key][0], *others, *[-1] * missing, made[key][1])))
     return trace.with_nodes(nodes)
 
 

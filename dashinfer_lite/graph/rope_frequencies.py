@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 
 
 class RopeKind(IntEnum):
-    """How frequencies depend on n = max(prompt length, position + 1); the values of `di_rope_kind`."""
+    """What frequencies depend on; the values of `di_rope_kind`.
+
+    DYNAMIC_NTK and LONG: n = max(prompt length, position + 1). PROMPT_NTK: the prompt's length alone.
+    """
 
     STATIC = 0
     DYNAMIC_NTK = 1
     LONG = 2
+    PROMPT_NTK = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,8 @@ class RopeFrequencies:
     """What the op "rope_table" needs.
 
     `inv_freq` [rotary_dims / 2] holds for STATIC, and for the other kinds up to n = `original_max`. Beyond it LONG
-    takes `long_inv_freq`, and DYNAMIC_NTK computes the frequencies of a larger base from `theta` and `factor`.
+    takes `long_inv_freq`, DYNAMIC_NTK and PROMPT_NTK compute the frequencies of a larger base from `theta` (and
+    `factor`).
     `attention_factor` multiplies cosines and sines.
     """
 
@@ -72,8 +77,15 @@ def plain_frequencies(theta: float, dims: int) -> Floats:
 
 def dynamic_frequencies(theta: float, factor: float, original_max: int, n: int, dims: int) -> Floats:
     """Return the "dynamic" frequencies of a sequence of n > `original_max` tokens."""
-    growth = factor * n / original_max - (factor - 1)
-    return plain_frequencies(theta * growth ** (dims / (dims - 2)), dims)
+    return _ntk(theta, factor * n / original_max - (factor - 1), dims)
+
+
+def prompt_frequencies(theta: float, original_max: int, prompt_len: int, dims: int) -> Floats:
+    """Return the frequencies of Qwen's first generation after a prompt of more than `original_max` tokens."""
+    power = 1
+    while power * original_max < prompt_len:
+        power *= 2
+    return _ntk(theta, 2 * power - 1, dims)
 
 
 def _default(rope: dict[str, Any], dims: int, _: int) -> RopeFrequencies:
@@ -96,6 +108,24 @@ def _dynamic(rope: dict[str, Any], dims: int, max_positions: int) -> RopeFrequen
     original = round(_number(rope, "max_position_embeddings", max_positions))
     inv_freq = plain_frequencies(theta, dims)
     return RopeFrequencies(RopeKind.DYNAMIC_NTK, inv_freq, factor=factor, theta=theta, original_max=original)
+
+
+def _prompt_ntk(rope: dict[str, Any], dims: int, max_positions: int) -> RopeFrequencies:
+    """Qwen's: the base depends on how often the prompt holds `original_max_position_embeddings`."""
+    if dims == 2:
+        raise ModelError("rope: rope_type is 'prompt_ntk', which needs more than 2 rotary columns")
+    theta = _number(rope, "rope_theta", 10000.0)
+    original = round(_number(rope, "original_max_position_embeddings", max_positions))
+    return RopeFrequencies(RopeKind.PROMPT_NTK, plain_frequencies(theta, dims), theta=theta, original_max=original)
+
+
+def _two_axes(rope: dict[str, Any], dims: int, _: int) -> RopeFrequencies:
+    """ChatGLM's: each half of the frequencies is that of dims / 2 columns, rounded to fp16 as its checkpoints are."""
+    if dims % 4:
+        raise ModelError(f"rope: {dims} rotary columns for two axes, expected a multiple of 4")
+    theta = _number(rope, "rope_theta", 10000.0)
+    axis = plain_frequencies(theta, dims // 2).astype(np.float16).astype(np.float32)
+    return RopeFrequencies(RopeKind.STATIC, np.concatenate([axis, axis]), theta=theta)
 
 
 def _yarn(rope: dict[str, Any], dims: int, max_positions: int) -> RopeFrequencies:
@@ -181,7 +211,14 @@ SCALINGS: dict[str, Callable[[dict[str, Any], int, int], RopeFrequencies]] = {
     "llama3": _llama3,
     "longrope": _longrope,
     "su": _longrope,
+    "prompt_ntk": _prompt_ntk,
+    "two_axes": _two_axes,
 }
+
+
+def _ntk(theta: float, growth: float, dims: int) -> Floats:
+    """The frequencies of the base that NTK-aware scaling stretches by `growth`."""
+    return plain_frequencies(theta * growth ** (dims / (dims - 2)), dims)
 
 
 def _powers(theta: float, dims: int) -> Floats:

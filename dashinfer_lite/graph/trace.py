@@ -15,7 +15,7 @@ from dashinfer_lite.graph.ops import OPS
 if TYPE_CHECKING:
     import numpy as np
 
-    from dashinfer_lite.graph.program import Rows
+    from dashinfer_lite.graph.program import PrefixRule, Rows
     from dashinfer_lite.graph.quant import QuantSpec
 
 
@@ -71,11 +71,11 @@ class Source:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
-    """A weight of a node: sources one below the other, or with `gated` two of them in alternating groups of 16 rows.
+    """A weight of a node: sources one below the other; with `gated` their two halves in alternating groups of 16 rows.
 
-    A matrix takes its K columns from the value that it multiplies. `name` is for people. `value` is a constant in
-    place of sources. `offset` is added to every element, `normalize` scales each row to length 1. `quant` is how the
-    matrix is multiplied in integers, None for one that is not.
+    A matrix takes its K columns from the value that it multiplies. One of experts has a source for each of them. `name`
+    is for people. `value` is a constant in place of sources. `offset` is added to every element, `normalize` scales
+    each row to length 1. `quant` is how the matrix is multiplied in integers, None for one that is not.
     """
 
     kind: Literal["matrix", "table", "vector"]
@@ -86,6 +86,11 @@ class Weight:
     offset: float = 0.0
     normalize: bool = False
     quant: QuantSpec | None = None
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules whose matrices it is made of, such as "model.layers.0.mlp.down_proj"."""
+        return tuple(source.tensor.removesuffix(".weight") for source in self.sources if source.tensor is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,7 @@ class Trace:
     vocab_size: int
     hidden_size: int
     notes: Mapping[str, str] = field(default_factory=dict)
+    prefix: PrefixRule | None = None
 
     def with_nodes(self, nodes: Sequence[Node]) -> Trace:
         return replace(self, nodes=tuple(nodes))
@@ -161,6 +167,11 @@ class Trace:
             for value in dict.fromkeys(node.inputs):
                 result.setdefault(value, []).append(node)
         return result
+
+    @property
+    def experts_per_token(self) -> int:
+        """k, the rows of an "E" value for each token; 0 where there are no experts."""
+        return max((int(node.attr("chosen")) for node in self.nodes if node.op == "route"), default=0)
 
     def next_id(self) -> int:
         return max(node.id for node in self.nodes) + 1

@@ -5,7 +5,7 @@
  * PyCapsule named DI_CAPSULE_NAME. All structs are append-only: a reader checks `abi_version` and `struct_size`.
  *
  * Dimension letters: T tokens of a step, B sequences of a step, R logit rows of a step, N columns out, K columns in,
- * Hq query heads, Hkv key/value heads, D head size.
+ * Hq query heads, Hkv key/value heads, D head size, E experts, k experts of a token.
  *
  * Every function returns 0 or a negative DI_E… code; where a `why` buffer is given it holds one readable sentence after a failure.
  * No function throws, prints, forks, or changes the caller's floating-point mode. */
@@ -32,7 +32,8 @@ typedef enum {
     DI_OP_EMBED = 1,       /* out0[T,H]  = table[token] * f0, or the external hidden state of the row.      w0 table or linear */
     DI_OP_ROPE_TABLE = 2,  /* out0[T,2h] = cos | sin of position * inv_freq, times f0.  w0 inv_freq[h], w1 long inv_freq or -1.
                               i0 kind (di_rope_kind), i1 h, i2 original context, i3..i5 sections of 1 to 3 position rows (0,0,0: one row),
-                              i6 sections interleaved; f0 attention factor, f1 scaling factor, f2 theta */
+                              i6 sections interleaved, i7 logn (0: none): from that position on rows are also multiplied
+                              by log(position + 1) / log(logn); f0 attention factor, f1 scaling factor, f2 theta */
     DI_OP_RMS_NORM = 3,    /* out0 = in0 / sqrt(mean(in0^2) + f0) * w0.  i0 columns that count (padding does not) */
     DI_OP_LAYER_NORM = 4,  /* out0 = (in0 - mean) / sqrt(var + f0) * w0 + w1.  i0 as above */
     DI_OP_LINEAR = 5,      /* out0[.,N] = act(in0[.,K] . w0[N,K]^T + w1[N]) + in1.  i0 activation (di_act); a *_MUL activation reads
@@ -54,18 +55,28 @@ typedef enum {
     DI_OP_CAST = 16,       /* out0 = in0 in another dtype */
     DI_OP_GATHER_ROWS = 17,/* out0[R,.] = in0[logit_row[R],.] */
     DI_OP_SAMPLE = 18,     /* in0 logits[R,V]: fills the step's results.  i0 V */
-    DI_OP_QUANTIZE = 19    /* in0[.,K] fp32 or bf16 → out0 int8 planes, out1 fp32 [., 2G]: scale of each group, then the sum of its
-                              integers (int32 bits).  w0 permutation of K (int32 bits) or -1; i0 K, i1 group (K elements a scale
-                              covers), i2 planes (2: 16-bit activations, 1: 8-bit), i3 head size in the input (0: no heads), i4 padded
-                              head size of the input */
+    DI_OP_QUANTIZE = 19,   /* in0[.,K] fp32 or bf16 → out0 int8 planes, out1 fp32 [., 2G]: scale of each group, then the sum of its
+                              integers (int32 bits).  w0 order: the column of in0 of each element of K (int32 bits, none twice), or -1;
+                              i0 K, i1 group (K elements a scale covers), i2 planes (2: 16-bit activations, 1: 8-bit), i3 head size in the
+                              input (0: no heads, or an order, which knows of the padding), i4 padded head size of the input */
+    DI_OP_ROUTE = 20,      /* in0 logits[T,E] fp32 → out0[T,2k] fp32: the k experts of each token in ascending order (int32 bits), then
+                              their weights. p = softmax(in0) over all E; the experts are those with the k largest logits, of equal ones
+                              the lower; the weights are their p, divided by the sum of the k where i2, times f0.
+                              i0 experts, i1 chosen, i2 renormalize; f0 scale */
+    DI_OP_EXPERT_LINEAR = 21, /* out0[T*k,N] = act(in0[T,K] . w0_e[N,K]^T) with e the j-th expert of token t for row t*k + j.  in1 routing.
+                              w0 is one linear weight [E*N,K], expert after expert, N a multiple of col_align; in2 as in2 of
+                              DI_OP_LINEAR.  i0 experts, i1 activation (di_act), *_MUL included */
+    DI_OP_EXPERT_SUM = 22, /* out0[T,N] = in2 + sum over j of weight[t,j] * (in0[T*k,K] . w0_e[N,K]^T)[t*k + j], j ascending, one fma
+                              each.  in1 routing, in2 fp32 or -1 (may be out0), in3 as in2 of DI_OP_LINEAR.  i0 experts */
+    DI_OP_GATE_ROWS = 23   /* out0 = in0 * sigmoid(in1[.,0]) */
 } di_op;
 
 typedef enum { DI_ACT_NONE = 0, DI_ACT_SILU = 1, DI_ACT_GELU_TANH = 2, DI_ACT_GELU_ERF = 3, DI_ACT_SILU_MUL = 17,
                DI_ACT_GELU_TANH_MUL = 18, DI_ACT_GELU_ERF_MUL = 19 } di_act;
 #define DI_ACT_MUL_BIT 16
 typedef enum { DI_ROPE_NEOX = 0, DI_ROPE_INTERLEAVED = 1 } di_rope_style;
-/* Kinds beyond STATIC depend on n = max(prompt length, position + 1) of the token's sequence. */
-typedef enum { DI_ROPE_STATIC = 0, DI_ROPE_DYNAMIC_NTK = 1, DI_ROPE_LONG = 2 } di_rope_kind;
+/* DYNAMIC_NTK and LONG depend on n = max(prompt length, position + 1) of the token's sequence, PROMPT_NTK on the prompt's length alone. */
+typedef enum { DI_ROPE_STATIC = 0, DI_ROPE_DYNAMIC_NTK = 1, DI_ROPE_LONG = 2, DI_ROPE_PROMPT_NTK = 3 } di_rope_kind;
 
 #define DI_MAX_IN 6
 #define DI_MAX_OUT 2
@@ -85,7 +96,8 @@ typedef struct di_instr {
 
 #define DI_INSTR_SYNC 1u            /* later instructions depend on this one: all threads meet after it */
 
-typedef enum { DI_ROWS_T = 0, DI_ROWS_R = 1 } di_rows;
+/* E: one row for each token and each of its experts, T * experts_per_token. Row t * k + j is token t at its j-th expert. */
+typedef enum { DI_ROWS_T = 0, DI_ROWS_R = 1, DI_ROWS_E = 2 } di_rows;
 
 /* An activation [rows, cols]. A view (parent >= 0) is the column range [first_col, first_col + cols) of its parent.
  * cols and first_col are padded to `di_info.col_align`; padded columns hold zeros. DI_I8 slots are quantized planes: cols counts
@@ -133,6 +145,8 @@ typedef struct di_program_desc {
     di_kv_desc kv;
     int64_t arena_bytes;
     int32_t max_tokens, tail_rows, max_seqs, max_logprobs;
+    int32_t experts_per_token;      /* k; 0 where there are no experts. Descriptions without this field end before it */
+    int32_t reserved;
 } di_program_desc;
 
 /* ------------------------------------------------------------------------------------------------------------- step -- */

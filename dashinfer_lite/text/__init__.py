@@ -1,4 +1,4 @@
-"""Text: tokenizers, incremental detokenizing, stop strings and chat templates.
+"""Text: tokenizers, incremental detokenizing, stop strings, chat templates and chat formats.
 
 Only ints, bytes, str and JSON-able values cross the border of this room. Importing it loads no third-party module;
 each tokenizer kind and the template engine are imported when a model folder asks for them.
@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .chat import ChatTemplate
+    from .conversation import Conversations
     from .detokenize import IncrementalDetokenizer
     from .stop import StopStringMatcher
     from .tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["ChatTemplate", "IncrementalDetokenizer", "StopStringMatcher", "Tokenizer", "load_tokenizer"]
+__all__ = [
+    "ChatTemplate",
+    "Conversations",
+    "IncrementalDetokenizer",
+    "StopStringMatcher",
+    "Tokenizer",
+    "load_tokenizer",
+]
 
 _HOME = {
     "ChatTemplate": ".chat",
+    "Conversations": ".conversation",
     "IncrementalDetokenizer": ".detokenize",
     "StopStringMatcher": ".stop",
     "Tokenizer": ".tokenizer",

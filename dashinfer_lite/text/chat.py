@@ -73,7 +73,7 @@ class ChatTemplate:
         from .sandbox_rules import MAX_TEXT
 
         code, takes_parts = self._code("tool_use" if tools and "tool_use" in self._templates else "default")
-        checked = [_checked_message(message, index, takes_parts) for index, message in _enumerated(messages)]
+        checked = checked_messages(messages, takes_parts)
         variables = self._variables | kwargs
         variables |= {"messages": checked, "tools": tools, "add_generation_prompt": add_generation_prompt}
         sandbox = Sandbox()
@@ -114,6 +114,18 @@ class ChatTemplate:
         return self._compiled[name]
 
 
+def checked_messages(messages: Sequence[Message], takes_parts: bool = False) -> list[dict[str, Any]]:
+    """Return messages with a role and a content; a list of text parts is joined, unless it is to stay as it is.
+
+    RequestError for anything else than a list of such messages.
+    """
+    if not isinstance(messages, list | tuple):
+        raise RequestError(f"messages must be a list, found {type(messages).__name__}")
+    if not messages:
+        raise RequestError("messages must not be empty")
+    return [_checked_message(message, index, takes_parts) for index, message in enumerate(messages)]
+
+
 _LOOP_OVER_CONTENT = re.compile(r"\{%[-+]?\s*for\s+\w+\s+in\s+(\w+(\.|\[['\"]))?content\b")
 
 
@@ -133,14 +145,6 @@ def _named_templates(value: Any, path: Path) -> dict[str, str]:
             raise ModelError(f"{path}: chat_template must be a string or a list of objects with name and template")
         named[pair[0]] = pair[1]
     return named
-
-
-def _enumerated(messages: Sequence[Message]) -> list[tuple[int, Message]]:
-    if not isinstance(messages, list | tuple):
-        raise RequestError(f"messages must be a list, found {type(messages).__name__}")
-    if not messages:
-        raise RequestError("messages must not be empty")
-    return list(enumerate(messages))
 
 
 def _checked_message(message: Message, index: int, takes_parts: bool) -> dict[str, Any]:

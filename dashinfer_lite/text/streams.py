@@ -6,8 +6,9 @@ the decoder of its tokenizer kind on every sequence of ids, valid or not, at a c
 """
 
 import codecs
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 Surface = Callable[[int], bytes | str | None]
 
@@ -151,17 +152,19 @@ class FallbackRunStream(_FallbackStream):
 class FallbackEachStream(_FallbackStream):
     """SentencePiece: bad bytes become U+FFFD one by one, the good characters around them stay.
 
-    Text pieces come with U+2581 for the space. Where `strip` is set the first piece loses a leading one.
+    Text pieces come with U+2581 for the space. Where `strip` is set the first piece loses a leading one, and where
+    `strip_all` is too, so does every piece until the text has begun.
     """
 
-    def __init__(self, surface: Surface, strip: bool) -> None:
+    def __init__(self, surface: Surface, strip: bool, strip_all: bool = False) -> None:
         super().__init__(surface)
         self._strip = strip
+        self._strip_all = strip_all
 
     def _piece(self, text: str) -> str:
         if self._strip and text:
-            self._strip = False
             text = text.removeprefix("\u2581")
+            self._strip = self._strip_all and not text
         return text.replace("\u2581", " ")
 
     def _byte(self, data: bytes) -> str:
@@ -189,6 +192,61 @@ class FallbackEachStream(_FallbackStream):
                 text += REPLACEMENT
                 del self._run[0]
         return text
+
+
+class CutFallbackStream(FallbackEachStream):
+    """SentencePiece with tokens outside its model: each ends the text before it and begins a new one."""
+
+    def __init__(self, surface: Surface, cuts: Mapping[int, str], strip: bool, strip_all: bool) -> None:
+        """Take what every token outside the model shows, "" for nothing."""
+        super().__init__(surface, strip, strip_all)
+        self._cuts = cuts
+        self._strip_first = strip
+
+    def feed(self, token_id: int) -> str:
+        shown = self._cuts.get(token_id)
+        if shown is None:
+            return super().feed(token_id)
+        text = self._close() + shown
+        self._strip = self._strip_first
+        return text
+
+
+class MarkupStream(TextStream):
+    """Another stream's text with marks in it, each of which stands for other characters.
+
+    Text that a mark may still come of is held back. A prompt that ends with `frame` is followed by a text of its own.
+    """
+
+    def __init__(
+        self,
+        stream: TextStream,
+        mark: re.Pattern[str],
+        open_mark: re.Pattern[str],
+        meaning: Callable[[re.Match[str]], str],
+        frame: Sequence[int],
+    ) -> None:
+        """Take the marks, the beginnings of marks at the end of a text, and what a mark stands for."""
+        self._stream = stream
+        self._mark = mark
+        self._open_mark = open_mark
+        self._meaning = meaning
+        self._frame = list(frame)
+        self._held = ""
+
+    def feed(self, token_id: int) -> str:
+        text = self._mark.sub(self._meaning, self._held + self._stream.feed(token_id))
+        found = self._open_mark.search(text)
+        self._held = found[0] if found else ""
+        return text[: len(text) - len(self._held)]
+
+    def end(self) -> str:
+        text, self._held = self._held + self._stream.end(), ""
+        return self._mark.sub(self._meaning, text)
+
+    def prime(self, prompt_ids: Sequence[int]) -> None:
+        if list(prompt_ids[-len(self._frame) :]) != self._frame:
+            self._stream.prime(prompt_ids)
 
 
 class WindowStream(TextStream):

@@ -4,10 +4,12 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import ModelError, RequestError
+from .family import family_of
 from .folder import MAX_TOKENIZER_BYTES, end_token_ids, read_bytes, read_tokenizer_config
+from .rank_file import MAX_RANK_FILE_BYTES, looks_like_ranks
 from .streams import Surface, TextStream
 
 T = TypeVar("T")
@@ -22,8 +24,8 @@ class Tokenizer(ABC):
     An id that no token has (a model's vocabulary is often padded) decodes to nothing.
     """
 
-    kind: ClassVar[str]
-    """Short name of the kind, for `info` and messages."""
+    kind: str
+    """Short name of the kind, for `info` and messages; families without a template have their chat format by it."""
 
     vocab_size: int
     """1 + the largest token id."""
@@ -32,23 +34,36 @@ class Tokenizer(ABC):
     """The token that begins a text, or None."""
 
     eos_token_ids: tuple[int, ...]
-    """The tokens that end a text: generation_config.json's, else config.json's, else the tokenizer's own."""
+    """The tokens that end a text: generation_config.json's, else config.json's, else the tokenizer's own.
+
+    Families whose turns end with tokens that their files do not name have those too.
+    """
 
     special_ids: frozenset[int]
     """The tokens that `skip_special_tokens` leaves out."""
 
+    prefix: Sequence[int]
+    """What the model expects before a text."""
+
+    suffix: Sequence[int]
+    """What the model expects after a text."""
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of a text, by default with what the model expects around it (usually BOS in front).
 
-        Special tokens written out in the text become their ids. RequestError for anything but valid Unicode.
+        Special tokens written out in the text become their ids, except in ChatGLM2 and 3. RequestError for anything
+        but valid Unicode.
         """
-        if not isinstance(text, str):
-            raise RequestError(f"a text must be a str, found {type(text).__name__}")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RequestError(f"the text is not valid Unicode: a lone surrogate at position {error.start}") from error
-        return self._encode(text, add_special_tokens)
+        ids = self._encode(_checked_text(text))
+        return self.framed(ids) if add_special_tokens else ids
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Return the ids of a text alone, and no special token out of it where the kind can tell them apart."""
+        return self._encode_ordinary(_checked_text(text))
+
+    def framed(self, ids: Iterable[int]) -> list[int]:
+        """Return the ids with what the model expects around a text."""
+        return [*self.prefix, *ids, *self.suffix]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of a list of ids; broken UTF-8 becomes U+FFFD. RequestError for what is no token id."""
@@ -71,7 +86,10 @@ class Tokenizer(ABC):
         """Return the id of a token as the vocabulary spells it, or None."""
 
     @abstractmethod
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
+    def _encode(self, text: str) -> list[int]: ...
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        return self._encode(text)
 
     @abstractmethod
     def _decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str: ...
@@ -98,7 +116,8 @@ def checked_id(token_id: int) -> int:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Load the tokenizer of a model folder; ModelError where its files are missing, broken or of an unknown kind.
 
-    tokenizer.json comes first, as in transformers; then tokenizer.model, a SentencePiece model or a tiktoken rank file.
+    tokenizer.json comes first, as in transformers; then the file that the family brings. A tokenizer.model is a
+    SentencePiece model or a rank file of tiktoken, which its first byte tells.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -109,27 +128,41 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         from .tokenizer_json import JsonTokenizer
 
         return JsonTokenizer(path, config, ends)
+    if (path / "ice_text.model").exists():
+        from .chatglm import ChatGlm1Tokenizer
+
+        return ChatGlm1Tokenizer(path, config, ends)
     if (path / "tokenizer.model").exists():
-        data = read_bytes(path / "tokenizer.model", MAX_TOKENIZER_BYTES)
-        if _is_rank_file(data):
-            raise ModelError(f"{path / 'tokenizer.model'}: {_NO_RANK_FILES}")
-        from .sentencepiece_model import SentencePieceTokenizer
+        return _from_tokenizer_model(path / "tokenizer.model", config, ends)
+    for file in sorted(path.glob("*.tiktoken")):
+        from .rank_tokenizer import QWEN, RankTokenizer
 
-        return SentencePieceTokenizer(path, data, config, ends)
-    for rank_file in sorted(path.glob("*.tiktoken")):
-        raise ModelError(f"{rank_file}: {_NO_RANK_FILES}")
-    raise ModelError(f"{path}: no tokenizer found; tokenizer.json or tokenizer.model is needed")
-
-
-_NO_RANK_FILES = "tiktoken rank files are not supported yet; a tokenizer.json of the same model works"
-
-_BASE64 = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
+        return RankTokenizer(file, read_bytes(file, MAX_RANK_FILE_BYTES), QWEN, config, ends)
+    raise ModelError(
+        f"{path}: no tokenizer found; tokenizer.json, tokenizer.model, ice_text.model or a .tiktoken file is needed"
+    )
 
 
-def _is_rank_file(data: bytes) -> bool:
-    """Tell a tiktoken rank file (lines of "base64 rank") from a SentencePiece protobuf, which begins with 0x0A."""
-    token, space, rank = data[:1024].partition(b"\n")[0].rstrip(b"\r").partition(b" ")
-    return bool(token) and bool(space) and _BASE64.issuperset(token) and rank.isdigit()
+def _from_tokenizer_model(path: Path, config: dict[str, Any], ends: tuple[int, ...]) -> Tokenizer:
+    """Load a tokenizer.model by what it holds, with the rules of the family that the folder names."""
+    data = read_bytes(path, MAX_TOKENIZER_BYTES)
+    family = family_of(path.parent, config)
+    if looks_like_ranks(data):
+        from .rank_tokenizer import GLM4, QWEN, RankTokenizer
+
+        rules = {"": GLM4, "chatglm": GLM4, "qwen": QWEN}.get(family)
+        if rules is None:
+            raise ModelError(f"{path}: a rank file of tiktoken, and no known rules for one of {family!r:.40}")
+        return RankTokenizer(path, data, rules, config, ends)
+    if family == "qwen":
+        raise ModelError(f"{path}: a Qwen tokenizer is a rank file of tiktoken, and this is none")
+    if family == "chatglm":
+        from .chatglm import ChatGlmTokenizer
+
+        return ChatGlmTokenizer(path, data, config, ends)
+    from .sentencepiece_model import BaichuanTokenizer, SentencePieceTokenizer
+
+    return (BaichuanTokenizer if family == "baichuan" else SentencePieceTokenizer)(path, data, config, ends)
 
 
 def guarded_load(path: Path, load: Callable[[], T]) -> T:
@@ -143,3 +176,23 @@ def guarded_load(path: Path, load: Callable[[], T]) -> T:
         raise
     except BaseException as error:
         raise ModelError(f"{path}: broken or not supported tokenizer file: {error!s:.300}") from error
+
+
+def guarded_encode(encode: Callable[[], T]) -> T:
+    """Run a tokenizer library on a text and turn whatever it raises, a Rust panic too, into a RequestError."""
+    try:
+        return encode()
+    except (KeyboardInterrupt, SystemExit, RequestError):
+        raise
+    except BaseException as error:
+        raise RequestError(f"the tokenizer cannot encode this text: {error!s:.300}") from error
+
+
+def _checked_text(text: str) -> str:
+    if not isinstance(text, str):
+        raise RequestError(f"a text must be a str, found {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the text is not valid Unicode: a lone surrogate at position {error.start}") from error
+    return text

@@ -8,10 +8,10 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, normalizers
 
-from ..errors import ModelError, RequestError
+from ..errors import ModelError
 from .folder import MAX_TOKENIZER_BYTES, flag, framing, read_bytes, special_tokens
 from .streams import ByteStream, FallbackRunStream, TextStream, WindowStream
-from .tokenizer import MAX_TOKEN_ID, Tokenizer, guarded_load
+from .tokenizer import MAX_TOKEN_ID, Tokenizer, guarded_encode, guarded_load
 
 
 class JsonTokenizer(Tokenizer):
@@ -41,7 +41,7 @@ class JsonTokenizer(Tokenizer):
         self.bos_token_id = rust.token_to_id(names["bos_token"]) if "bos_token" in names else None
         eos = rust.token_to_id(names["eos_token"]) if "eos_token" in names else None
         self.eos_token_ids = end_ids or (() if eos is None else (eos,))
-        self._prefix, self._suffix = guarded_load(path, lambda: _frame(rust))
+        self.prefix, self.suffix = guarded_load(path, lambda: _frame(rust))
         self._set_frame(folder, config, eos)
         self._joining = _joining(rust)
 
@@ -63,12 +63,9 @@ class JsonTokenizer(Tokenizer):
     def token_to_id(self, token: str) -> int | None:
         return self._rust.token_to_id(token)
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        try:
-            ids = self._rust.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # a vocabulary without the text's tokens and without an unknown token
-            raise RequestError(f"the tokenizer cannot encode this text: {error!s:.300}") from error
-        return [*self._prefix, *ids, *self._suffix] if add_special_tokens else ids
+    def _encode(self, text: str) -> list[int]:
+        # Fails for a vocabulary without the text's tokens and without an unknown token.
+        return guarded_encode(lambda: self._rust.encode(text, add_special_tokens=False).ids)
 
     def _decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         return self._rust.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -91,9 +88,9 @@ class JsonTokenizer(Tokenizer):
         if add_bos is None and self._rust.post_processor is None and _is_llama(config):
             add_bos = self.bos_token_id is not None
         if add_bos is not None:
-            self._prefix = framing(add_bos, self.bos_token_id, "add_bos_token", folder)
+            self.prefix = framing(add_bos, self.bos_token_id, "add_bos_token", folder)
         if add_eos is not None:
-            self._suffix = framing(add_eos, eos, "add_eos_token", folder)
+            self.suffix = framing(add_eos, eos, "add_eos_token", folder)
 
 
 def _is_llama(config: dict[str, Any]) -> bool:

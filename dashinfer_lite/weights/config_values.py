@@ -22,6 +22,8 @@ MIN_HEAD_DIM: Final = 8
 LAYER_TYPES: Final = ("full_attention", "sliding_attention")
 QWEN_FAMILIES: Final = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 MISTRAL_FAMILIES: Final = ("mistral", "mixtral")
+# Of so many layers the last one is full, the others slide.
+FULL_EVERY: Final = {"gemma2": 2, "gemma3_text": 6}
 
 
 class AttentionHeads(NamedTuple):
@@ -52,6 +54,18 @@ def natural_int(
     return value
 
 
+def natural_ints(
+    config: Config, key: str, default: tuple[int, ...] | None = None, *, where: str = CONFIG_FILE
+) -> tuple[int, ...]:
+    """Returns a list of integers from 0 on. Without a default the key is required."""
+    value = _given(config, key, default, where)
+    if not isinstance(value, (list, tuple)) or any(
+        type(item) is not int or not 0 <= item <= MAX_SIZE for item in value
+    ):
+        raise _bad(where, key, value, "a list of integers from 0 on")
+    return tuple(value)
+
+
 def positive_float(config: Config, key: str, default: float | None = None, *, where: str = CONFIG_FILE) -> float:
     """Returns a finite number above 0. Without a default the key is required."""
     value = _given(config, key, default, where)
@@ -78,39 +92,53 @@ def choice(
     return value
 
 
-def attention_heads(config: Config, *, where: str = CONFIG_FILE) -> AttentionHeads:
+def either(config: Config, *names: str) -> str:
+    """Returns the first of a value's names that the file uses; where it uses none, the first."""
+    return next((name for name in names if config.get(name) is not None), names[0])
+
+
+def attention_heads(
+    config: Config,
+    *,
+    query: str = "num_attention_heads",
+    key_value: str = "num_key_value_heads",
+    size: str = "head_dim",
+    hidden: str = "hidden_size",
+    where: str = CONFIG_FILE,
+) -> AttentionHeads:
     """Returns (Hq, Hkv, D) from num_attention_heads, num_key_value_heads (else Hq) and head_dim (else H / Hq).
 
-    D must be even and from 8 to 256, and Hq a multiple of Hkv.
+    The parameters are the names that a family has for these keys. D must be even and from 8 to 256, and Hq a multiple
+    of Hkv.
     """
-    query = positive_int(config, "num_attention_heads", maximum=MAX_HEADS, where=where)
-    key_value = positive_int(config, "num_key_value_heads", query, maximum=MAX_HEADS, where=where)
-    if query % key_value:
-        raise _bad(where, "num_key_value_heads", key_value, f"a divisor of num_attention_heads, which is {query}")
-    if config.get("head_dim") is not None:
-        size = positive_int(config, "head_dim", where=where)
-        origin = "head_dim"
+    heads = positive_int(config, query, maximum=MAX_HEADS, where=where)
+    kv_heads = positive_int(config, key_value, heads, maximum=MAX_HEADS, where=where)
+    if heads % kv_heads:
+        raise _bad(where, key_value, kv_heads, f"a divisor of {query}, which is {heads}")
+    if config.get(size) is not None:
+        columns = positive_int(config, size, where=where)
+        origin = size
     else:
-        hidden = positive_int(config, "hidden_size", where=where)
-        if hidden % query:
-            raise _bad(where, "hidden_size", hidden, f"a multiple of num_attention_heads ({query}), or a head_dim")
-        size = hidden // query
-        origin = "hidden_size / num_attention_heads"
-    if size % 2 or not MIN_HEAD_DIM <= size <= MAX_HEAD_DIM:
-        raise _bad(where, origin, size, f"an even number from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}")
-    return AttentionHeads(query, key_value, size)
+        width = positive_int(config, hidden, where=where)
+        if width % heads:
+            raise _bad(where, hidden, width, f"a multiple of {query} ({heads}), or a {size}")
+        columns = width // heads
+        origin = f"{hidden} / {query}"
+    if columns % 2 or not MIN_HEAD_DIM <= columns <= MAX_HEAD_DIM:
+        raise _bad(where, origin, columns, f"an even number from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}")
+    return AttentionHeads(heads, kv_heads, columns)
 
 
 def sliding_window(config: Config, family: str | None = None, *, where: str = CONFIG_FILE) -> int | None:
     """Returns the window w in effect (key j is visible to query i iff i-w < j <= i), or None.
 
-    The Qwen families look at sliding_window (4096) only when use_sliding_window is true; Mistral reads an absent key as
-    4096 and null as none; other families need the key.
+    The Qwen families look at sliding_window (4096) only when use_sliding_window is true; Mistral (not Mixtral) and
+    Gemma read an absent key as 4096 and null as none; other families need the key.
     """
     family = _family(config, family, where)
     if not boolean(config, "use_sliding_window", family not in QWEN_FAMILIES, where=where):
         return None
-    if family in QWEN_FAMILIES or (family in MISTRAL_FAMILIES and "sliding_window" not in config):
+    if family in QWEN_FAMILIES or (family in ("mistral", *FULL_EVERY) and "sliding_window" not in config):
         return positive_int(config, "sliding_window", 4096, where=where)
     if config.get("sliding_window") is None:
         return None
@@ -120,9 +148,9 @@ def sliding_window(config: Config, family: str | None = None, *, where: str = CO
 def layer_types(config: Config, family: str | None = None, *, where: str = CONFIG_FILE) -> tuple[str, ...]:
     """Returns "full_attention" or "sliding_attention" for every layer: as listed, else derived for the family.
 
-    Published files list nothing. Then the Qwen families slide from layer max_window_layers (28) on, Mistral in every
-    layer, both only where `sliding_window` gives one; others have full attention. `family` is the model_type, where
-    the file's own is not to be asked.
+    Published files list nothing. Then the Qwen families slide from layer max_window_layers (28) on, Mistral and Phi-3
+    in every layer, Gemma in all but every sliding_window_pattern-th (2, in Gemma 3 6), and only where `sliding_window`
+    gives one; others have full attention. `family` is the model_type, where the file's own is not to be asked.
     """
     count = positive_int(config, "num_hidden_layers", maximum=MAX_HEADS, where=where)
     window = sliding_window(config, family, where=where)
@@ -134,8 +162,11 @@ def layer_types(config: Config, family: str | None = None, *, where: str = CONFI
             raise ModelError(f"{where}: layer_types asks for sliding_attention, but no sliding_window is in effect")
         return tuple(listed)
     family = _family(config, family, where)
+    if window is not None and family in FULL_EVERY:
+        every = positive_int(config, "sliding_window_pattern", FULL_EVERY[family], where=where)
+        return tuple(LAYER_TYPES[(layer + 1) % every != 0] for layer in range(count))
     first_sliding = count
-    if window is not None and family in MISTRAL_FAMILIES:
+    if window is not None and family in (*MISTRAL_FAMILIES, "phi3"):
         first_sliding = 0
     elif window is not None and family in QWEN_FAMILIES:
         first_sliding = natural_int(config, "max_window_layers", 28, where=where)

@@ -25,6 +25,17 @@ ARCHITECTURE_OF_MODEL_TYPE: Final = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen": "QWenLMHeadModel",
+    "chatglm": "ChatGLMModel",
+    "glm": "GlmForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "baichuan": "BaichuanForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
 }
 DTYPE_NAMES: Final = {
     "bfloat16": "bf16",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from dashinfer_lite.errors import CancelledError, DeviceError, ModelError
+from dashinfer_lite.weights.grid import Codes, dequantize
 from dashinfer_lite.weights.quantized import QuantizedReader
 from dashinfer_lite.weights.reader import to_float32
 
@@ -28,6 +29,9 @@ CHUNK_BYTES: Final = 8 << 20
 IN_FLIGHT_BYTES: Final = 64 << 20  # over all threads
 ROW_STEP: Final = 32
 MAX_LISTED: Final = 12
+
+# Tables and masks that older checkpoints keep beside their weights; they are computed here.
+BUFFERS: Final = (".inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")
 
 # A stored type → how its rows are handed to the device.
 MATRIX_DTYPES: Final[dict[str, DType]] = {"bf16": "bf16", "f16": "f16", "f32": "f32", "f64": "f32"}
@@ -108,7 +112,8 @@ def check_weights(program: Program, reader: WeightReader) -> None:
             f"the weights do not fit the configuration ({len(problems)} of {len(expected)} tensors):{listed}{more}"
         )
     tied = program.notes.get("tied")
-    unused = [name for name in sorted(names - set(expected)) if tied is None or not name.startswith(f"{tied}.")]
+    spare = [name for name in sorted(names - set(expected)) if not name.endswith(BUFFERS)]
+    unused = [name for name in spare if tied is None or not name.startswith(f"{tied}.")]
     if unused:
         more = f" and {len(unused) - MAX_LISTED} more" if len(unused) > MAX_LISTED else ""
         logger.warning("unused tensors (%d): %s%s", len(unused), ", ".join(unused[:MAX_LISTED]), more)
@@ -154,7 +159,7 @@ class _Chunk:
             part = spec.parts[at]
             wanted.append((part, part.start + first, part.start + last + 1))
         if isinstance(reader, QuantizedReader) and is_stored(spec, reader):
-            codes = [reader.read_codes(_module(part), start, stop) for part, start, stop in wanted]
+            codes = [_codes(spec, part, reader, start, stop) for part, start, stop in wanted]
             executable.write_codes(self.weight, self.row0, codes, numbers, row_index)
             return
         sources, dtype = _sources(spec, reader, wanted)
@@ -211,6 +216,14 @@ def _sources(
     return [_adjusted(spec, to_float32(rows, dtype)) for rows, dtype in found], "f32"
 
 
+def _codes(spec: WeightSpec, part: Part, reader: QuantizedReader, start: int, stop: int) -> Codes:
+    """Rows of a tensor on its grid; a row of another length is one on a grid of another scale."""
+    codes = reader.read_codes(_module(part), start, stop)
+    if not spec.normalize:
+        return codes
+    return codes._replace(scales=codes.scales / _lengths(dequantize(codes, reader.grids[_module(part)])))
+
+
 def _rows(part: Part, reader: WeightReader, start: int, stop: int) -> tuple[np.ndarray, DType]:
     """Rows of a tensor as a 2-D array of raw elements, and their type."""
     stored = reader.info(part.name).dtype
@@ -224,8 +237,14 @@ def _adjusted(spec: WeightSpec, rows: np.ndarray) -> np.ndarray:
     if spec.offset:
         rows = rows + np.float32(spec.offset)
     if spec.normalize:
-        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+        rows = rows / _lengths(rows)
     return rows
+
+
+def _lengths(rows: np.ndarray) -> np.ndarray:
+    """The Euclidean length of each row [n, 1], in fp32; that of zeros is almost nothing, to divide by."""
+    lengths: np.ndarray = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+    return lengths
 
 
 def _vector(spec: WeightSpec, reader: WeightReader) -> np.ndarray:

@@ -18,7 +18,9 @@ ROPE_TYPES: Final = ("default", "linear", "dynamic", "yarn", "llama3", "longrope
 LAYER_KINDS: Final = ("full_attention", "sliding_attention", "chunked_attention", "linear_attention")
 
 
-def rope_parameters(config: Config, *, default_theta: float = 10000.0, where: str = CONFIG_FILE) -> dict[str, Any]:
+def rope_parameters(
+    config: Config, *, default_theta: float = 10000.0, default_partial: float = 1.0, where: str = CONFIG_FILE
+) -> dict[str, Any]:
     """Returns the rotary parameters with every default filled in, or one such dict a layer type.
 
     Always: rope_type, rope_theta, partial_rotary_factor (in (0, 1]). Where given: mrope_section, mrope_interleaved.
@@ -32,20 +34,20 @@ def rope_parameters(config: Config, *, default_theta: float = 10000.0, where: st
 
     Raises ModelError for an unknown rope_type and for values that give no finite rotation.
     """
+    defaults = default_theta, default_partial
     given = _object(config, "rope_parameters", where)
     if given is None:
         scaling = _object(config, "rope_scaling", where)
-        return _normalised(config, scaling or {}, default_theta, f"{where} rope_scaling" if scaling else where)
+        return _normalised(config, scaling or {}, defaults, f"{where} rope_scaling" if scaling else where)
     where = f"{where} rope_parameters"
     if given and all(key in LAYER_KINDS for key in given):
         return {
-            kind: _normalised(config, _object(given, kind, where) or {}, default_theta, f"{where}.{kind}")
-            for kind in given
+            kind: _normalised(config, _object(given, kind, where) or {}, defaults, f"{where}.{kind}") for kind in given
         }
-    return _normalised(config, given, default_theta, where)
+    return _normalised(config, given, defaults, where)
 
 
-def _normalised(config: Config, given: Config, default_theta: float, where: str) -> dict[str, Any]:
+def _normalised(config: Config, given: Config, defaults: tuple[float, float], where: str) -> dict[str, Any]:
     rope_type = given.get("rope_type")
     if rope_type is None:
         rope_type = given.get("type")
@@ -60,8 +62,8 @@ def _normalised(config: Config, given: Config, default_theta: float, where: str)
 
     result: dict[str, Any] = {
         "rope_type": rope_type,
-        "rope_theta": positive_float(merged, "rope_theta", default_theta, where=where),
-        "partial_rotary_factor": positive_float(merged, "partial_rotary_factor", 1.0, where=where),
+        "rope_theta": positive_float(merged, "rope_theta", defaults[0], where=where),
+        "partial_rotary_factor": positive_float(merged, "partial_rotary_factor", defaults[1], where=where),
     }
     if result["partial_rotary_factor"] > 1:
         raise ModelError(f"{where}: partial_rotary_factor is {result['partial_rotary_factor']}, expected at most 1")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dashinfer_lite.weights.reader import WeightReader
 
 SHARD_BYTES: Final = 4 << 30
-CHUNK_BYTES: Final = 8 << 20  # of source rows in memory at a time
+CHUNK_BYTES: Final = 2 << 20  # of source rows in memory at a time
 COPIED_SUFFIXES: Final = (".json", ".jinja", ".model", ".tiktoken", ".txt")
 COPIED_PREFIXES: Final = ("LICENSE", "LICENCE", "NOTICE", "README")
 COPIED_FOLDERS: Final = ("additional_chat_templates",)

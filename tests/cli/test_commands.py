@@ -61,10 +61,37 @@ def test_info_measures_the_demo_model(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_info_takes_a_folder_and_prints_its_program(capsys: pytest.CaptureFixture[str], golden: Path) -> None:
     """The program is the table that `Program.dump` gives."""
-    facts = info(capsys, "--model", str(golden / "llama2"), "--program")
+    facts = info(capsys, str(golden / "llama2"), "--program")
     assert facts["model"]["architecture"] == "LlamaForCausalLM"
     assert facts["model"]["tokenizer"]["kind"]
     assert "linear" in facts["program"]
+    assert facts["model"] == info(capsys, "--model", str(golden / "llama2"))["model"]
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("mistral", "mistral"),
+        ("qwen_v1", "qwen"),
+        ("chatglm1", "chatglm1"),
+        ("chatglm2", "chatglm"),
+        ("glm4_chatglm", "chatglm"),
+        ("glm4", "glm4"),
+        ("baichuan2_13b", "baichuan"),
+        ("gemma2", "gemma2"),
+        ("phi3", "phi3"),
+    ],
+)
+def test_info_recognizes_every_family(capsys: pytest.CaptureFixture[str], golden: Path, name: str, family: str) -> None:
+    """Family, sizes and the memory of each mode; a smaller type never needs more."""
+    model = info(capsys, str(golden / name))["model"]
+    assert model["family"] == family
+    assert model["heads"] % model["kv_heads"] == 0 and model["layers"] == (28 if family == "chatglm1" else 2)
+    modes = model["memory"]["modes"]
+    assert list(modes) == ["none", "a16w8", "a16w4-g128"]
+    assert modes["none"] == model["memory"]["weights_bytes"] > modes["a16w8"] > modes["a16w4-g128"]
+    assert main(["info", str(golden / name)]) == 0
+    assert "packed weights by mode: none" in capsys.readouterr().out
 
 
 def test_info_describes_devices(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +155,15 @@ def test_quantized_weights_and_cache_are_options_of_every_command(capsys: pytest
         assert main(["generate", "Once upon a time", "--max-tokens", "2", "--json", "--logprobs", "0", *more]) == 0
         seen.add(str(json.loads(capsys.readouterr().out)["outputs"][0]["logprobs"]))
     assert len(seen) == 4
+
+
+def test_bench_within_little_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """Sequences take turns; memory that does not hold one is an error."""
+    command = ["bench", "--shape", "tiny", "--quick", "--only", "batch 4"]
+    assert main([*command, "--kv-memory", "32KiB"]) == 0
+    assert "batch 4" in capsys.readouterr().out
+    assert main([*command, "--kv-memory", "2KiB"]) != 0
+    assert "raise kv_memory" in capsys.readouterr().err
 
 
 def test_bench_refuses_a_short_context(capsys: pytest.CaptureFixture[str], golden: Path) -> None:

@@ -7,12 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from dashinfer_lite.model_defs import find_model
 
 from dashinfer_lite import ModelError
 from dashinfer_lite.cli import bench_meter
 from dashinfer_lite.cli.bench_cost import cost_of
-from dashinfer_lite.cli.bench_meter import Measured, Roofs, take_samples
+from dashinfer_lite.cli.bench_meter import Measured, Roofs, Sample, take_samples
 from dashinfer_lite.cli.bench_model import SHAPES, SPREAD, RandomWeights, shape_config, tensor_shapes
 from dashinfer_lite.cli.bench_result import Line
 from dashinfer_lite.cli.progress import ProgressBar
@@ -21,6 +20,7 @@ from dashinfer_lite.devices.reference import ReferenceDevice
 from dashinfer_lite.graph.build import build
 from dashinfer_lite.graph.program import Limits
 from dashinfer_lite.graph.quant import QuantPolicy
+from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.weights import to_float32
 
 
@@ -59,17 +59,27 @@ def test_sizes_and_tables() -> None:
     assert table(["a", "bb"], [["ccc", "d"]]) == "a    bb\n---  --\nccc   d"
 
 
-@pytest.mark.parametrize(("shape", "parameters"), [("qwen2.5-0.5b", 494_032_768), ("qwen2.5-1.5b", 1_543_714_304)])
+@pytest.mark.parametrize(
+    ("shape", "parameters"),
+    [("qwen2.5-0.5b", 494_032_768), ("qwen2.5-1.5b", 1_543_714_304)],
+)
 def test_shapes_are_those_of_the_models(shape: str, parameters: int) -> None:
     """The parameter counts that the models' own pages give."""
     assert sum(np.prod(s) for s in tensor_shapes(shape_config(shape)).values()) == parameters
+
+
+def test_layers_of_experts_are_those_of_qwen3_30b_a3b() -> None:
+    """With as many of them and as many experts, the parameter count is that of the model's page."""
+    whole = {"num_hidden_layers": 48, "num_experts": 128, "vocab_size": 151936, "tie_word_embeddings": False}
+    shapes = tensor_shapes(shape_config("qwen3-moe-1b") | whole)
+    assert sum(np.prod(s) for s in shapes.values()) == 30_532_122_624
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_have_every_tensor_that_their_model_needs(shape: str) -> None:
     """By the model definition itself."""
     config = shape_config(shape)
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     info = ReferenceDevice().info
     program = build(
         model.forward, model.config.from_dict(config), info, dtype="bf16", kv_dtype="bf16", limits=Limits(), blocks=1
@@ -97,7 +107,7 @@ def test_random_weights_are_normal_and_the_same_in_every_read() -> None:
 def test_cost_counts_what_a_step_reads_and_computes() -> None:
     """Against the formulas, by hand, for an unpadded Qwen2 with a tied head."""
     config = shape_config("tiny")
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     program = build(
         model.forward, model.config.from_dict(config), ReferenceDevice().info, dtype="bf16", kv_dtype="bf16",
         limits=Limits(max_tokens=512), blocks=4,
@@ -113,10 +123,39 @@ def test_cost_counts_what_a_step_reads_and_computes() -> None:
     assert cost.decode_bytes(5, 100) == cost.linear_bytes + 5 * 100 * cost.kv_token_bytes
 
 
+def test_cost_of_experts_is_that_of_the_ones_that_tokens_choose() -> None:
+    """By hand: 2 of 6 experts a token; several tokens are expected to choose less than as many different ones."""
+    config = shape_config("tiny-moe")
+    model = find_model(config["architectures"][0])
+    program = build(
+        model.forward, model.config.from_dict(config), ReferenceDevice().info, dtype="bf16", kv_dtype="bf16",
+        limits=Limits(max_tokens=512), blocks=4,
+    )  # fmt: skip
+    cost = cost_of(program, 1)
+    expert, others = 3 * 64 * 48, 64 * 64 + 2 * 32 * 64 + 64 * 64 + 6 * 64
+    assert cost.matmul_weights == 2 * (others + 2 * expert)
+    assert cost.expert_bytes == 2 * 2 * 6 * expert
+    assert cost.linear_bytes == 2 * (2 * others + 512 * 64)
+    assert cost.step_bytes(1) == pytest.approx(cost.linear_bytes + cost.expert_bytes / 3)
+    assert cost.step_bytes(2) == pytest.approx(cost.linear_bytes + cost.expert_bytes * (1 / 3 + 2 / 9))
+    assert cost.prefill_bytes(512) == pytest.approx(cost.linear_bytes + cost.expert_bytes)
+    assert cost.prefill_bytes(513) == pytest.approx(
+        cost.step_bytes(512) + cost.step_bytes(1) + 512 * cost.kv_token_bytes
+    )
+
+
+def test_the_roof_is_the_one_that_binds() -> None:
+    """Products that wait for their weights are held to the read bandwidth."""
+    for bytes_read, roof in ((30.0, "read"), (10.0, "matrix")):
+        value = Measured(seconds=4.0, tokens=1, bytes_read=bytes_read, operations=200.0)
+        line = Line.of("x", "matrix", [Sample(value, Roofs(10.0, 100.0), 0.0)])
+        assert (line.roof, line.share) == (roof, {"read": 0.75, "matrix": 0.5}[roof])
+
+
 def test_cost_counts_scales_and_zero_points() -> None:
     """By hand: groups of 32 columns, padded to 64 codes each, with a bf16 scale and a 16-bit zero point; int8 head."""
     config = shape_config("tiny")
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     program = build(
         model.forward, model.config.from_dict(config), ReferenceDevice().info, dtype="bf16", kv_dtype="u4",
         limits=Limits(max_tokens=512), blocks=4, quant=QuantPolicy.parse("a16w4-g32"),

@@ -159,6 +159,7 @@ def read_until(stream: IO[bytes], end: bytes) -> bytes:
         (["chat", "--once", "x", "--max-context", "8"], 2, ["context of 8"]),
         (["bench", "--shape", "tiny", "--quick", "--only", "sprint"], 2, ["sprint"]),
         (["bench", "--shape", "tiny", "--samples", "0"], 2, ["--samples"]),
+        (["bench", "--shape", "tiny", "--quick", "--kv-memory", "lots"], 2, ["--kv-memory", "lots"]),
     ],
 )
 def test_mistakes_are_one_line(args: list[str], code: int, words: list[str]) -> None:

@@ -113,6 +113,22 @@ def test_what_is_not_finite_shows(device: Any, cache: str, which: str, value: fl
                 assert np.isfinite(before).all() and not np.isfinite(y[:, 1]).any()
 
 
+@pytest.mark.parametrize("cache", ["u8", "u4"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_heads_of_one_sign_keep_their_numbers(device: Any, cache: str, sign: int) -> None:
+    """Far from zero a range of the values alone needs a zero point that is no code. A lone token's answer is its v."""
+    rng = np.random.default_rng(5)
+    size, count, largest = 40, 8, exact.LARGEST_CODE[cache]
+    near = [rounded(sign * (50 + rng.standard_normal((n, 2, size))), "f32") for n in (1,) * count]
+    case = Case([(0, 1)] * count, (2, 2), size, cache, tables=[[b] for b in range(count)])
+    step_size = np.abs(np.concatenate(near)).max(-1, keepdims=True) / largest
+    with both(device, make(device, case, count), max_blocks=1) as benches:
+        for bench in benches:
+            step(bench, case, [(b, 0, 1) for b in range(count)], near, near, near)
+            got = bench.get_heads(3, count, 2, size)
+            assert_close(got, np.concatenate(near), 0.51 * step_size + 2.0**-8 * np.abs(got))
+
+
 def check(device: Any, case: Case) -> None:
     """Fills the caches in chunks, runs the new tokens of all sequences in one step and compares."""
     rng = np.random.default_rng(case.seed)

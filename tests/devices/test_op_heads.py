@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import exact
@@ -214,7 +215,7 @@ def test_three_position_rows(
             assert_close(bench.get(y_slot, rows)[:, : 2 * half], expected, 2 * UNIT)
 
 
-@pytest.mark.parametrize("kind", [1, 2])
+@pytest.mark.parametrize("kind", [1, 2, 3])
 @examples(10)
 @given(
     prompts=st.tuples(st.integers(1, 200), st.integers(1, 200)),
@@ -224,21 +225,29 @@ def test_three_position_rows(
 def test_frequencies_that_depend_on_the_length(
     device: Any, kind: int, prompts: tuple[int, int], starts: tuple[int, int], seed: int
 ) -> None:
-    """Dynamic NTK and long rope take the larger of prompt length and position + 1, token by token."""
+    """Dynamic NTK and long rope take the larger of prompt length and position + 1, token by token; kind 3 the prompt's.
+
+    logn makes rows from position 100 on larger.
+    """
     half, original, factor, theta, count = 16, 64, 4.0, 10000.0, 20
     inverse = rounded(theta ** -(np.arange(half) / half), "f32")
     longer = rounded(inverse / np.random.default_rng(seed).uniform(1, 8, half), "f32")
     rows = []
     for start, prompt in zip(starts, prompts, strict=True):
         for position in range(start, start + count):
-            n = max(prompt, position + 1)
+            n = prompt if kind == 3 else max(prompt, position + 1)
             used = inverse.astype(np.float64)
             if n > original:
-                base = theta * (factor * n / original - (factor - 1)) ** (half / (half - 1))
+                growth = factor * n / original - (factor - 1)
+                if kind == 3:
+                    growth = 2 ** (math.ceil(math.log2(n / original)) + 1) - 1
+                base = theta * growth ** (half / (half - 1))
                 used = longer if kind == 2 else base ** -(np.arange(half) / half)
             rows.append(position * used.astype(np.float64))
     angle = np.array(rows)
-    expected = np.concatenate([np.cos(angle), np.sin(angle)], 1)
+    at = np.concatenate([np.arange(start, start + count) for start in starts])
+    gain = np.maximum(np.log(at + 1) / np.log(100), 1)[:, None]
+    expected = gain * np.concatenate([np.cos(angle), np.sin(angle)], 1)
     maker = Maker(device.info)
     y_slot, short, long = maker.slot(2 * half), maker.vector(half), maker.vector(half)
     maker.op(
@@ -252,6 +261,7 @@ def test_frequencies_that_depend_on_the_length(
         attention=1,
         scaling=factor,
         theta=theta,
+        logn=100,
     )
     with both(device, maker) as benches:
         for bench in benches:
@@ -259,5 +269,5 @@ def test_frequencies_that_depend_on_the_length(
             bench.vector(long, longer)
             bench.run(*(Span(count, start, prompt_len=prompt) for start, prompt in zip(starts, prompts, strict=True)))
             assert_close(
-                bench.get(y_slot, 2 * count)[:, : 2 * half], expected, 4 * UNIT * (1 + np.tile(np.abs(angle), 2))
+                bench.get(y_slot, 2 * count)[:, : 2 * half], expected, 5 * UNIT * (1 + np.tile(np.abs(angle), 2))
             )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from one_op import Array, Maker, Span, assert_close, both, examples, round_up, rounded
+from one_op import Array, Maker, Span, assert_close, both, examples, interleaved, round_up, rounded
 
 UNIT = 2.0**-24
 ACT_ERROR = 1e-6  # of the activations, relative to their input: exp to 2 ulp, erf to 1.5e-7, three more roundings
@@ -147,14 +147,6 @@ def activation(x: Array, code: int) -> Array:
                 return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
             case _:
                 return x
-
-
-def interleaved(halves: list[Array], cols: int) -> Array:
-    """Gate rows and up rows in alternating groups of 16, padded to `cols` each."""
-    n, k = halves[0].shape
-    groups = np.zeros((2, cols, k), np.float32)
-    groups[:, :n] = halves
-    return groups.reshape(2, cols // 16, 16, k).transpose(1, 0, 2, 3).reshape(2 * cols, k)
 
 
 def test_a_row_range_of_a_weight_at_a_time(device: Any) -> None:

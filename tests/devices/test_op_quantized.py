@@ -170,6 +170,25 @@ def test_columns_come_in_the_order_that_is_asked_for(device: Any, group: int) ->
             np.testing.assert_array_equal(bench.get(y_slot, case.rows)[:, : case.n], wanted)
 
 
+def test_an_order_that_is_none_is_refused(device: Any) -> None:
+    """Columns that do not exist, or come twice; vectors of other operations may hold any bits."""
+    m = Maker(device.info)
+    x_slot, order_at, norm = m.slot(70), m.vector(70), m.vector(96)
+    m.op("rms_norm", (x_slot,), (x_slot,), (norm,), cols=70)
+    m.quantize(x_slot, 70, weights=(order_at,))
+    good = np.arange(70, dtype=np.int32)[::-1].copy()
+    with both(device, m) as benches:
+        for bench in benches:
+            bench.vector(norm, np.full(96, -1, np.int32).view(np.float32))
+            bench.vector(order_at, good.view(np.float32))
+            for at, column in ((0, -1), (69, 96), (3, 2**31 - 1), (5, int(good[6])), (69, int(good[0]))):
+                broken = good.copy()
+                broken[at] = column
+                with pytest.raises(DeviceError, match=f"weight {order_at}: .*order"):
+                    bench.vector(order_at, broken.view(np.float32))
+            bench.vector(order_at, np.roll(good, 1).view(np.float32))
+
+
 @pytest.mark.parametrize("out", ["f32", "bf16"])
 @pytest.mark.parametrize("act", [0, 1, 17])
 def test_the_epilogue_is_that_of_every_linear(device: Any, act: int, out: str) -> None:

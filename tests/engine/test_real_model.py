@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dashinfer_lite.model_defs import find_model
 from late import LateExecutable
 from safetensors.numpy import load_file
 
@@ -17,6 +16,7 @@ from dashinfer_lite.devices import open_device
 from dashinfer_lite.engine import Engine
 from dashinfer_lite.graph.build import build
 from dashinfer_lite.graph.program import Limits, Program
+from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.outputs import RequestOutput
 from dashinfer_lite.sampling_params import SamplingParams
 from dashinfer_lite.weights import ModelFolder
@@ -37,7 +37,7 @@ def prompts() -> list[list[int]]:
 
 def executable(device: Any, kv_dtype: Any, limits: Limits, blocks: int, block_tokens: int) -> tuple[Any, Program]:
     folder = ModelFolder(GOLDEN)
-    model = find_model(folder.architecture)
+    model = find_model(folder.architecture, folder.config)
     config = model.config.from_folder(folder)
     sizes: dict[str, Any] = {"limits": limits, "blocks": blocks, "block_tokens": block_tokens}
     program = build(model.forward, config, device.info, dtype="f32", kv_dtype=kv_dtype, **sizes)

@@ -92,9 +92,8 @@ def test_overrides_go_by_name_and_the_first_one_counts() -> None:
 
 def test_routers_are_left_alone() -> None:
     policy = QuantPolicy.parse("a16w8", overrides={"*": "a8w8"})
-    assert policy.of("model.layers.0.mlp.gate") is policy.of("model.layers.0.mlp.shared_expert_gate") is None
     assert policy.of("anything", "router") is None
-    assert policy.of("model.layers.0.mlp.gate_proj") is not None
+    assert policy.of("anything") is not None
 
 
 def test_a_description_is_read_back() -> None:

@@ -200,6 +200,7 @@ ATTENTION: dict[str, dict[str, Any]] = {
     "slopes": {"length": 1100, "size": 16, "slopes": True},
     "sinks": {"length": 1100, "size": 16, "sinks": True},
     "sinks and a window": {"length": 1300, "size": 16, "sinks": True, "window": 100},
+    "heads of one sign": {"length": 40, "shift": 3.0},
 }
 
 
@@ -207,9 +208,11 @@ ATTENTION: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", ATTENTION)
 def test_attention(tier: str, opened: Opened, cache: str, case: str) -> None:
     """The last rows of a sequence whose cache was filled in one chunk after the other."""
-    options = {"size": 32, "window": 0, "softcap": 0.0, "slopes": False, "sinks": False} | ATTENTION[case]
+    options = {"size": 32, "window": 0, "softcap": 0.0, "slopes": False, "sinks": False, "shift": 0.0}
+    options |= ATTENTION[case]
     length, size, window, hq, last = options["length"], options["size"], options["window"], 2, 3
     q, k, v = normal(16, length, hq, size), normal(17, length, 1, size), normal(18, length, 1, size)
+    k, v = k + np.float32(options["shift"]), v - np.float32(options["shift"])
     slopes, sinks = np.array([0.25, 0.0625], np.float32), np.array([0.5, -1.25], np.float32)
     device = opened(tier)
     blocks = tuple(range(-(-length // 64)))[::-1]

@@ -21,6 +21,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": small("qwen3"),
     "qwen2": small("qwen2", head_dim=None, num_attention_heads=6, num_key_value_heads=1, tie_word_embeddings=True),
     "mistral": small("mistral", sliding_window=37),
+    "qwen2_moe": small("qwen2_moe", head_dim=None),
     "llama": small("llama", num_hidden_layers=1, intermediate_size=5000, attention_bias=True, mlp_bias=True),
 }
 MODES = {
@@ -84,7 +85,7 @@ def test_tiers(tier: str, opened: Opened, base: Callable[[str, str], list[Array]
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_chunks(tier: str, opened: Opened, base: Callable[[str, str], list[Array]], mode: str, chunk: int) -> None:
     """Prefill in chunks of any size, down to one token a step, which is decode."""
-    for model in ("qwen3", "mistral"):
+    for model in ("qwen3", "mistral", "qwen2_moe"):
         with runner(opened(tier, 2), MODELS[model], *MODES[mode]) as mine:
             same(mine.whole(text(0), chunk), base(model, mode)[0])
 
@@ -92,7 +93,7 @@ def test_chunks(tier: str, opened: Opened, base: Callable[[str, str], list[Array
 @pytest.mark.parametrize("threads", THREADS)
 def test_threads(tier: str, opened: Opened, base: Callable[[str, str], list[Array]], threads: int) -> None:
     """More threads than there are cores, panels or rows, too."""
-    for model, mode in (("qwen3", "bf16"), ("llama", "bf16"), ("qwen2", "f16")):
+    for model, mode in (("qwen3", "bf16"), ("llama", "bf16"), ("qwen2", "f16"), ("qwen2_moe", "bf16")):
         with runner(opened(tier, threads), MODELS[model], *MODES[mode]) as mine:
             same(mine.whole(text(0), 33), base(model, mode)[0])
             one_by_one = text(1)

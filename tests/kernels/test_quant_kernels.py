@@ -22,7 +22,15 @@ LARGEST = {1: 127, 2: 32512}
 # One line a row or plane, half a tile, a tile, two, a band and a bit, several bands.
 ROWS = (1, 2, 3, 8, 9, 16, 17, 27, 33, 70)
 # K and group: parts of a group, groups that share a block, short last groups, a group less than a cell.
-COLUMNS = {"whole": (1300, 1300), "large": (2500, 1200), "g128": (2200, 128), "g100": (330, 100), "g32": (96, 32)}
+COLUMNS = {
+    "whole": (1300, 1300),
+    "beyond int32": (4200, 4200),  # with 4 bits too
+    "large": (2500, 1200),
+    "g128": (2200, 128),
+    "g100": (330, 100),
+    "g32": (96, 32),
+    "less than a cell": (5, 5),
+}
 
 
 def operands(seed: int, rows: int, n: int, k: int, group: int, bits: int, planes: int) -> tuple[Codes, Array, Array]:
@@ -86,6 +94,21 @@ def test_products(tier: str, opened: Opened, columns: str, bits: int, planes: in
     under_test.bench.codes(under_test.weight, weight)
     for rows in ROWS:
         np.testing.assert_array_equal(under_test.run(integers[:rows], scales[:rows]), expected[:rows], f"{rows} rows")
+    under_test.bench.close()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("integer", [32384, -32384, 32512])
+def test_the_largest_group(tier: str, opened: Opened, bits: int, integer: int) -> None:
+    """65536 of the largest codes: 32384 is 127 · 256 - 128, so both planes' sums come closest to the end of int32."""
+    k, n = 65536, 32
+    weight, _, scales = operands(bits, 3, n, k, k, bits, 2)
+    weight.codes[:] = (1 << bits) - 1
+    integers = np.full((3, k), integer)
+    integers[:, 0] = LARGEST[2]  # so that the scale is a power of two
+    under_test = Product(opened(tier), n, k, k, bits, 2)
+    under_test.bench.codes(under_test.weight, weight)
+    np.testing.assert_array_equal(under_test.run(integers, scales), product(weight, integers, scales, k))
     under_test.bench.close()
 
 

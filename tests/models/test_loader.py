@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dashinfer_lite.model_defs import find_model
 from model_folders import random_tensors, stored, tiny_config, write_model_folder, write_tensors
 from stepping import load
 
@@ -16,6 +15,7 @@ from dashinfer_lite.devices.reference import ReferenceDevice
 from dashinfer_lite.errors import CancelledError, ModelError
 from dashinfer_lite.graph.build import build
 from dashinfer_lite.graph.program import Limits, Program
+from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.weights import loader, open_weights
 
 CONFIG = tiny_config("llama", attention_bias=True)
@@ -23,7 +23,7 @@ CONFIG = tiny_config("llama", attention_bias=True)
 
 def program_of(config: dict[str, Any], align: int = 1) -> tuple[Program, Any]:
     device = ReferenceDevice(col_align=align, head_align=align)
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     limits = Limits(max_tokens=32, tail_rows=4, max_seqs=2)
     settings = model.config.from_dict(config)
     program = build(model.forward, settings, device.info, dtype="f32", kv_dtype="f32", limits=limits, blocks=2)

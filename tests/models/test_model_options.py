@@ -66,6 +66,19 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3-rope-by-layer-type": tiny_config(
         "qwen3", use_sliding_window=True, sliding_window=7, layer_types=MIXED, rope_parameters=LAYER_ROPES
     ),
+    "mixtral": tiny_config("mixtral"),
+    "mixtral-window": tiny_config("mixtral", sliding_window=5, num_experts_per_tok=1, tie_word_embeddings=True),
+    "mixtral-all-experts": tiny_config("mixtral", num_local_experts=3, num_experts_per_tok=3),
+    "qwen2-moe": tiny_config("qwen2_moe"),
+    "qwen2-moe-no-bias": tiny_config("qwen2_moe", qkv_bias=False, norm_topk_prob=True),
+    "qwen2-moe-every-other-layer": tiny_config("qwen2_moe", num_hidden_layers=3, decoder_sparse_step=2),
+    "qwen2-moe-odd-sizes": tiny_config("qwen2_moe", moe_intermediate_size=17, shared_expert_intermediate_size=33),
+    "qwen3-moe": tiny_config("qwen3_moe", head_dim=20),
+    "qwen3-moe-not-renormalized": tiny_config("qwen3_moe", norm_topk_prob=False, attention_bias=True),
+    "qwen3-moe-dense-layers": tiny_config("qwen3_moe", mlp_only_layers=[0], num_hidden_layers=3),
+    "qwen3-moe-no-experts": tiny_config("qwen3_moe", num_experts=0),
+    "qwen3-moe-new-key": tiny_config("qwen3_moe", num_experts=None, num_local_experts=6),
+    "qwen3-moe-gelu": tiny_config("qwen3_moe", hidden_act="gelu_pytorch_tanh"),
 }
 
 

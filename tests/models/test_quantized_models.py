@@ -7,12 +7,12 @@ integers and in fp32 with the weights that the integers stand for: what is left 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dashinfer_lite.model_defs import find_model
 from model_folders import random_tensors, tiny_config, write_model_folder
 from quantized_folders import awq, fp8, gptq, own, write_folder
 from safetensors.numpy import load_file
@@ -22,6 +22,7 @@ from dashinfer_lite.errors import ModelError, RequestError
 from dashinfer_lite.graph.instant_quant import instant_quant
 from dashinfer_lite.graph.quant import QuantPolicy, matrix_specs
 from dashinfer_lite.loading import LoadedModel, Options, load_model
+from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.weights import ModelFolder
 from dashinfer_lite.weights.grid import dequantize
 from dashinfer_lite.weights.save_quantized import save_quantized
@@ -160,7 +161,7 @@ def test_instant_quant_computes_with_the_weights_of_its_formula(
 ) -> None:
     plain = random_tensors(config)
     folder = write_model_folder(tmp_path / "plain", config, plain)
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     specs = matrix_specs(model.forward, model.config.from_folder(ModelFolder(folder)), QuantPolicy.parse(mode))
     for module, spec in specs.items():
         name = f"{module}.weight"
@@ -192,7 +193,7 @@ def test_a_folder_that_was_quantized_before_gives_the_same_bits(
     """Codes are the same whether NumPy makes them once or the device while loading."""
     folder = write_model_folder(tmp_path / "plain", config)
     policy = QuantPolicy.parse(mode, overrides={"*.v_proj": None})
-    model, model_folder = find_model(config["architectures"][0]), ModelFolder(folder)
+    model, model_folder = find_model(config["architectures"][0], config), ModelFolder(folder)
     specs = matrix_specs(model.forward, model.config.from_folder(model_folder), policy)
     grids = {module: spec.grid for module, spec in specs.items()}
     with model_folder.open_weights() as reader:
@@ -201,6 +202,36 @@ def test_a_folder_that_was_quantized_before_gives_the_same_bits(
     direct = load(folder, quant=policy, dtype="fp16", **device)
     assert (str(packed.quant), packed.head) == (mode, direct.head)
     np.testing.assert_array_equal(logits(packed), logits(direct))
+
+
+@pytest.mark.parametrize("name", ["baichuan2_13b", "chatglm1", "chatglm2", "gemma2", "glm4", "phi3", "qwen_v1"])
+def test_fused_and_permuted_and_normalized_rows_are_quantized_before_as_well(
+    golden: Path, tmp_path: Path, name: str
+) -> None:
+    """A head that is normalized while loading has other codes before and after, and nearly the same numbers."""
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(golden / name / file, tmp_path)
+    policy, source = QuantPolicy.parse("a16w8"), ModelFolder(tmp_path)
+    model = find_model(source.architecture, source.config)
+    specs = matrix_specs(model.forward, model.config.from_folder(source), policy)
+    with source.open_weights() as reader:
+        grids = {module: spec.grid for module, spec in specs.items()}
+        save_quantized(source, reader, tmp_path / "packed", grids, policy.describe(), instant_quant)
+    expected = load_file(golden / name / "golden.safetensors")
+    texts = [[*expected[f"{prompt}.input_ids"]] for prompt in PROMPTS]
+    found = []
+    for folder in (tmp_path / "packed", tmp_path):
+        sequences = generate(load(folder, quant="a16w8", dtype="fp32", threads=2, kv_memory="16MB"), texts, 1)
+        found.append(np.concatenate([np.stack(each.logits) for each in sequences]))
+    if "baichuan2" in name:
+        assert np.abs(found[0] - found[1]).max() <= 1e-2 * np.abs(found[1]).max()
+    else:
+        np.testing.assert_array_equal(*found)
+    exact = np.concatenate([expected[f"{prompt}.logits"] for prompt in PROMPTS])
+    rows = np.concatenate(
+        [expected[f"{prompt}.logits_positions"] + sum(map(len, texts[:at])) for at, prompt in enumerate(PROMPTS)]
+    )
+    assert 1e-3 < np.sqrt(np.mean((found[0][rows] - exact) ** 2)) < 0.1
 
 
 @pytest.mark.parametrize("mode", ["a16w8", "a16w4-g32", "a8w8"])

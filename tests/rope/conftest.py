@@ -33,6 +33,7 @@ def native_table(
     sections: Sequence[int] = (0, 0, 0),
     interleaved: bool = False,
     span: tuple[int, int] | None = None,
+    logn: int = 0,
 ) -> np.ndarray:
     """Returns the activation as plain rows [T, cols]; rows outside `span` are UNTOUCHED."""
     rows, tokens = positions.shape
@@ -41,7 +42,7 @@ def native_table(
     band = min(tokens, CELL)
     cells = np.full((-(-tokens // band), cols // CELL, band, CELL), UNTOUCHED, np.float32)
     positions = np.ascontiguousarray(positions, np.int32)
-    history = np.maximum(prompt_len, positions[0] + 1).astype(np.int32)
+    prompts = np.ascontiguousarray(prompt_len, np.int32)
     three = np.zeros(3, np.int32)
     three[: len(sections)] = sections
     factors = np.array([freqs.attention_factor, freqs.factor, freqs.theta], np.float32)
@@ -49,7 +50,7 @@ def native_table(
         *(address(cells), tokens, cols),
         *(address(freqs.inv_freq), address(freqs.long_inv_freq), int(freqs.kind), half, freqs.original_max),
         *(address(three), int(interleaved), address(factors)),
-        *(address(positions), rows, tokens, address(history), *(span or (0, tokens))),
+        *(address(positions), rows, tokens, address(prompts), logn, *(span or (0, tokens))),
     )
     return cells.transpose(0, 2, 1, 3).reshape(-1, cols)[:tokens]
 

@@ -9,7 +9,8 @@ extern "C" __attribute__((visibility("default"))) void rope(float* y, int tokens
                                                             const float* long_inv_freq, int kind, int half,
                                                             int original, const int* sections, int interleaved,
                                                             const float* factors, const int* positions, int rows,
-                                                            int stride, const int* history, int t0, int t1) {
+                                                            int stride, const int* prompt_len, int logn, int t0,
+                                                            int t1) {
     const di::KernelFpMode mode;
     di::RopeTableArgs a{};
     a.y = di::View{y, tokens, cols, cols / di::kCell, 0, di::DType::F32};
@@ -26,6 +27,7 @@ extern "C" __attribute__((visibility("default"))) void rope(float* y, int tokens
     a.positions = positions;
     a.position_rows = rows;
     a.position_stride = stride;
-    a.history = history;
+    a.prompt_len = prompt_len;
+    a.logn = logn;
     di::rope_table(a, t0, t1);
 }

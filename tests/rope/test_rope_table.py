@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -85,6 +86,39 @@ def test_dynamic_base_follows_prompt_and_position(native_rope: Table) -> None:
         np.testing.assert_allclose(table[t, :24], np.cos(angles), atol=3e-5)
     assert (table[3] == table[4]).all()
     assert (table[5] != table[6]).any()
+
+
+def test_prompt_base_follows_the_prompt_alone(native_rope: Table) -> None:
+    """It grows with each doubling of the original length, and positions beyond the prompt change nothing."""
+    freqs = rope_frequencies({"rope_type": "prompt_ntk", "original_max_position_embeddings": 32}, 48, 128)
+    positions = np.array([[0, 31, 900, 31, 31, 31, 900, 900]])
+    prompt_len = np.array([1, 32, 32, 33, 64, 65, 129, 128])
+    table = native_rope(freqs, positions, prompt_len)
+    assert_equal_tables(table, *rope_table(freqs, positions, prompt_len))
+    for t, growth in enumerate([1, 1, 1, 3, 3, 7, 15, 7]):
+        exact = max(2.0 ** math.ceil(math.log2(prompt_len[t] / 32) + 1) - 1, 1.0)
+        assert growth == exact
+        base = 10000.0 * growth ** (48 / 46)
+        angles = positions[0, t] * base ** (-np.arange(0, 48, 2) / 48)
+        np.testing.assert_allclose(table[t, :24], np.cos(angles), atol=6e-5)
+
+
+@pytest.mark.parametrize("attention", [1.0, 1.25])
+def test_logn_makes_later_rows_larger(native_rope: Table, attention: float) -> None:
+    freqs = RopeFrequencies(RopeKind.STATIC, plain(48).inv_freq, attention_factor=attention)
+    positions, prompt_len = np.array([[0, 5, 31, 32, 33, 1000, 2**31 - 1]]), np.zeros(7, np.int64)
+    table = native_rope(freqs, positions, prompt_len, logn=32)
+    assert_equal_tables(table, *rope_table(freqs, positions, prompt_len, logn=32))
+    without = native_rope(freqs, positions, prompt_len)
+    factors = np.maximum(np.log(positions[0] + 1.0) / math.log(32), 1.0)
+    np.testing.assert_allclose(table, without * factors[:, None], rtol=3e-7)
+    assert (table[:3] == without[:3]).all() and (table[3:, :24] != without[3:, :24]).all(axis=1)[:3].all()
+
+
+def test_two_axes_have_equal_frequencies_in_fp16() -> None:
+    freqs = rope_frequencies({"rope_type": "two_axes", "rope_theta": 10000.0}, 64, 2048)
+    wanted = (10000.0 ** (-np.arange(0, 32, 2) / 32)).astype(np.float16).astype(np.float32)
+    assert (freqs.inv_freq == np.tile(wanted, 2)).all()
 
 
 def test_long_rope_switches_frequencies(native_rope: Table) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from dashinfer_lite.model_defs import find_model
 from graphs import Weights
 from model_folders import tiny_config
 from one_op import Span, fill_step
@@ -16,6 +15,7 @@ from one_op import Span, fill_step
 from dashinfer_lite.devices.step import Step
 from dashinfer_lite.graph.build import build
 from dashinfer_lite.graph.program import Limits, Program
+from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.weights.loader import load_weights
 
 Array = np.ndarray
@@ -79,7 +79,7 @@ def runner(
     weights: Weights | None = None,
 ) -> Iterator[Runner]:
     """A model with made-up weights on a device."""
-    model = find_model(config["architectures"][0])
+    model = find_model(config["architectures"][0], config)
     limits = Limits(max_tokens=tokens, tail_rows=24, max_seqs=8, max_logprobs=4)
     program = build(
         model.forward,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray
+MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def dense_logits(
@@ -22,10 +23,32 @@ def dense_logits(
         h = _norm(x, w[f"{at}.input_layernorm.weight"], eps)
         x = x + _attention(config, w, at, h, layer, prompt_len or len(tokens))
         h = _norm(x, w[f"{at}.post_attention_layernorm.weight"], eps)
-        gate = _act(_linear(w, f"{at}.mlp.gate_proj", h), config.get("hidden_act", "silu"))
-        x = x + _linear(w, f"{at}.mlp.down_proj", gate * _linear(w, f"{at}.mlp.up_proj", h))
+        moe = f"{at}.block_sparse_moe" if config["model_type"] == "mixtral" else f"{at}.mlp"
+        x = x + (_experts(config, w, moe, h) if f"{moe}.gate.weight" in w else _mlp(config, w, moe, h))
     head = "model.embed_tokens.weight" if config.get("tie_word_embeddings") else "lm_head.weight"
     return _norm(x, w["model.norm.weight"], eps) @ w[head].T
+
+
+def _mlp(config: dict[str, Any], w: dict[str, Array], at: str, h: Array, names: tuple[str, str, str] = MLP) -> Array:
+    gate, up, down = (f"{at}.{name}" for name in names)
+    return _linear(w, down, _act(_linear(w, gate, h), config.get("hidden_act", "silu")) * _linear(w, up, h))
+
+
+def _experts(config: dict[str, Any], w: dict[str, Array], at: str, h: Array) -> Array:
+    """Token by token: the experts with the largest probabilities, weighted by them."""
+    mixtral = config["model_type"] == "mixtral"
+    scores = np.exp(_linear(w, f"{at}.gate", h))
+    y = np.zeros_like(h)
+    for t, row in enumerate(scores):
+        p = row / row.sum()
+        best = sorted(range(len(p)), key=lambda e: -p[e])[: config["num_experts_per_tok"]]
+        whole = sum(p[e] for e in best) if mixtral or config.get("norm_topk_prob") else 1.0
+        for e in best:
+            y[t] += p[e] / whole * _mlp(config, w, f"{at}.experts.{e}", h[t], ("w1", "w3", "w2") if mixtral else MLP)
+    if f"{at}.shared_expert_gate.weight" in w:
+        gate = 1 / (1 + np.exp(-_linear(w, f"{at}.shared_expert_gate", h)))
+        y = y + gate * _mlp(config, w, f"{at}.shared_expert", h)
+    return y
 
 
 def _attention(config: dict[str, Any], w: dict[str, Array], at: str, h: Array, layer: int, prompt_len: int) -> Array:
@@ -66,7 +89,8 @@ def rope(config: dict[str, Any], size: int, n: int, layer: int) -> tuple[Array, 
     theta = given.get("rope_theta", 10000.0)
     rotary = int(size * given.get("partial_rotary_factor", 1.0))
     factor, longest = given.get("factor", 1.0), config["max_position_embeddings"]
-    original = given.get("original_max_position_embeddings", longest)
+    original = config.get("original_max_position_embeddings", longest)
+    original = given.get("original_max_position_embeddings", original)
     exponents = np.arange(0, rotary, 2) / rotary
     plain = theta**-exponents
     if kind == "linear":
@@ -104,7 +128,7 @@ def _window(config: dict[str, Any], layer: int) -> int | None:
     window = config.get("sliding_window")
     if config.get("layer_types"):
         return window if config["layer_types"][layer] == "sliding_attention" else None
-    if config["model_type"] == "mistral":
+    if config["model_type"] in ("mistral", "mixtral"):
         return window
     if config.get("use_sliding_window") and layer >= config.get("max_window_layers", 28):
         return window

@@ -178,9 +178,9 @@ def kept(x: Array, cache: str) -> tuple[Array, Array]:
     if cache not in LARGEST_CODE:
         return bf16(x) if cache == "bf16" else x, np.ones(x.shape[:-1], F32)
     largest = F32(LARGEST_CODE[cache])
-    low, high = x.min(-1), x.max(-1)
+    low, high = np.minimum(x.min(-1), F32(0)), np.maximum(x.max(-1), F32(0))
     scale = np.maximum((high - low) / largest, F32(1e-5))
-    zero = np.rint(np.minimum(np.maximum(-low / scale, F32(0)), largest))
+    zero = np.rint(-low / scale)
     code = np.minimum(np.maximum(np.rint(x / scale[..., None]) + zero[..., None], F32(0)), largest)
     return code - zero[..., None], scale
 

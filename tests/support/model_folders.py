@@ -14,6 +14,19 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+EXPERTS = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_experts": 7,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 36,
+        "shared_expert_intermediate_size": 52,
+    },
+    "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "norm_topk_prob": True},
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 
@@ -36,6 +49,7 @@ def tiny_config(family: str, **changes: Any) -> dict[str, Any]:
         "torch_dtype": "float32",
         "eos_token_id": 2,
         "bos_token_id": 1,
+        **EXPERTS.get(family, {}),
     }
     if family == "mistral":
         config["sliding_window"] = None
@@ -49,8 +63,11 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     q_heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or q_heads
     size = config.get("head_dim") or hidden // q_heads
-    qkv_bias = family == "qwen2" or (family in ("llama", "qwen3") and config.get("attention_bias", False))
-    o_bias = qkv_bias and family != "qwen2"
+    qkv_bias = family in ("qwen2", "qwen2_moe") or (
+        family in ("llama", "qwen3", "qwen3_moe") and config.get("attention_bias", False)
+    )
+    qkv_bias = config.get("qkv_bias", qkv_bias)
+    o_bias = qkv_bias and family not in ("qwen2", "qwen2_moe")
     mlp_bias = family == "llama" and config.get("mlp_bias", False)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
     for layer in range(config["num_hidden_layers"]):
@@ -60,23 +77,55 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             "self_attn.k_proj": (kv_heads * size, hidden, qkv_bias),
             "self_attn.v_proj": (kv_heads * size, hidden, qkv_bias),
             "self_attn.o_proj": (hidden, q_heads * size, o_bias),
-            "mlp.gate_proj": (inner, hidden, mlp_bias),
-            "mlp.up_proj": (inner, hidden, mlp_bias),
-            "mlp.down_proj": (hidden, inner, mlp_bias),
         }
+        if has_experts(config, layer):
+            linears |= expert_shapes(config)
+        else:
+            linears |= {
+                "mlp.gate_proj": (inner, hidden, mlp_bias),
+                "mlp.up_proj": (inner, hidden, mlp_bias),
+                "mlp.down_proj": (hidden, inner, mlp_bias),
+            }
         for name, (n, k, bias) in linears.items():
             shapes[f"{prefix}.{name}.weight"] = (n, k)
             if bias:
                 shapes[f"{prefix}.{name}.bias"] = (n,)
         shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
         shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
-        if family == "qwen3":
+        if family in ("qwen3", "qwen3_moe"):
             shapes[f"{prefix}.self_attn.q_norm.weight"] = (size,)
             shapes[f"{prefix}.self_attn.k_norm.weight"] = (size,)
     shapes["model.norm.weight"] = (hidden,)
     if not config.get("tie_word_embeddings", False):
         shapes["lm_head.weight"] = (vocab, hidden)
     return shapes
+
+
+def has_experts(config: dict[str, Any], layer: int) -> bool:
+    """Whether a layer has experts in place of its MLP."""
+    if config["model_type"] not in EXPERTS or config.get("num_experts") == 0:
+        return False
+    sparse = (layer + 1) % config.get("decoder_sparse_step", 1) == 0
+    return sparse and layer not in config.get("mlp_only_layers", ())
+
+
+def expert_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int, bool]]:
+    """(N, K, bias) of the linears of a layer of experts, the router included."""
+    mixtral = config["model_type"] == "mixtral"
+    block, names = (
+        ("block_sparse_moe", ("w1", "w3", "w2")) if mixtral else ("mlp", ("gate_proj", "up_proj", "down_proj"))
+    )
+    experts = config.get("num_experts") or config["num_local_experts"]
+    hidden, inner = config["hidden_size"], config["intermediate_size" if mixtral else "moe_intermediate_size"]
+    shared = config.get("shared_expert_intermediate_size", 0)
+    linears = {f"{block}.gate": (experts, hidden, False)}
+    for expert in [f"{block}.experts.{e}" for e in range(experts)] + [f"{block}.shared_expert"] * bool(shared):
+        width = shared if expert.endswith("shared_expert") else inner
+        gate, up, down = (f"{expert}.{name}" for name in names)
+        linears |= {gate: (width, hidden, False), up: (width, hidden, False), down: (hidden, width, False)}
+    if shared:
+        linears[f"{block}.shared_expert_gate"] = (1, hidden, False)
+    return linears
 
 
 def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:

@@ -59,6 +59,14 @@ def stored(x: Array, dtype: str) -> Array:
     return (bf16(x).view(np.uint32) >> 16).astype(np.uint16) if dtype == "bf16" else x.astype(f"f{ITEM_BYTES[dtype]}")
 
 
+def interleaved(halves: list[Array], cols: int) -> Array:
+    """Gate rows and up rows in alternating groups of 16, padded to `cols` each."""
+    n, k = halves[0].shape
+    groups = np.zeros((2, cols, k), np.float32)
+    groups[:, :n] = halves
+    return groups.reshape(2, cols // 16, 16, k).transpose(1, 0, 2, 3).reshape(2 * cols, k)
+
+
 class Maker:
     """Collects slots, weights and instructions; every slot gets memory of its own."""
 
@@ -73,9 +81,10 @@ class Maker:
         kv: KvSpec = NO_KV,
         vocab: int = 64,
         hidden: int = 32,
+        chosen: int = 0,
     ) -> None:
         self.info = info
-        self.limits = Limits(tokens, tail_rows, seqs, logprobs)
+        self.limits = Limits(tokens, tail_rows, seqs, logprobs, chosen)
         self.kv, self.vocab, self.hidden = kv, vocab, hidden
         self.slots: list[Slot] = []
         self.weights: list[WeightSpec] = []
@@ -95,7 +104,7 @@ class Maker:
         """A new activation of (padded) columns."""
         cols = self.pad(cols)
         self.slots.append(Slot(dtype, rows, cols, offset=self.arena_bytes))
-        count = round_up(self.limits.max_tokens if rows == "T" else self.limits.tail_rows, BAND)
+        count = round_up(self.limits.capacity(rows), BAND)
         self.arena_bytes = round_up(self.arena_bytes + count * cols * ITEM_BYTES[dtype], 64)
         return len(self.slots) - 1
 

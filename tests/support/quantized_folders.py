@@ -59,19 +59,22 @@ def gptq(
     version: int = 1,
     symmetric: bool = False,
     g_idx: bool = True,
+    expert_orders: bool = False,
     seed: int = 0,
 ) -> tuple[dict[str, Any], Tensors, Tensors]:
     """(config, tensors of the folder, the plain model that they stand for)."""
     plain, packed = random_tensors(config, seed), {}
     rng = np.random.default_rng(seed)
-    orders: dict[int, np.ndarray] = {}
+    orders: dict[tuple[int, str], np.ndarray] = {}
     for name in matrices(config):
         w, module = plain[name], name.removesuffix(".weight")
         n, k = w.shape
         group_of = np.arange(k) // (group if group > 0 else k)
         if act_order:
-            # Tools sort K by importance; matrices with the same input share the order, down_proj has its own.
-            group_of = group_of[orders.setdefault(k, rng.permutation(k))]
+            # Tools sort K by importance; matrices with the same input share the order, down_proj has its own. Experts
+            # with `expert_orders` have seen different tokens.
+            expert = name.partition("experts.")[2].partition(".")[0] if expert_orders else ""
+            group_of = group_of[orders.setdefault((k, expert), rng.permutation(k))]
         codes, scales, zeros = quantized(w, bits, group_of, symmetric)
         plain[name] = ((codes - zeros[:, group_of]).astype(np.float32) * scales[:, group_of].astype(np.float32)).astype(
             np.float32

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dashinfer_lite.model_defs import find_model
 
 from dashinfer_lite.devices.reference import ReferenceDevice
 from dashinfer_lite.devices.step import Step
+from dashinfer_lite.engine.positions import Positions, layout_of
 from dashinfer_lite.graph.build import build
 from dashinfer_lite.graph.program import Limits, Program
+from dashinfer_lite.model_defs import find_model
 from dashinfer_lite.weights import ModelFolder
 from dashinfer_lite.weights.loader import load_weights
 
@@ -29,11 +30,16 @@ class Sequence:
     drawn: list[int] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)
     bidirectional: int = 0
+    positions: Positions | None = None
 
     @property
     def pending(self) -> list[int]:
         """Tokens whose cache entries are missing."""
         return [*self.prompt, *self.drawn][self.length :]
+
+    def chunk(self, size: int | None) -> list[int]:
+        """Of these the next `size`, or as many as see each other."""
+        return self.pending if size is None else self.pending[: max(size, self.bidirectional - self.length)]
 
 
 class Loop:
@@ -52,15 +58,20 @@ class Loop:
         blocks, self.free = self.free[:count], self.free[count:]
         assert len(blocks) == count, "the test's program has too few blocks"
         self.slots += 1
-        return Sequence([int(token) for token in prompt], self.slots - 1, blocks)
+        tokens_of = [int(token) for token in prompt]
+        span, positions = layout_of(self.program, tokens_of)
+        return Sequence(tokens_of, self.slots - 1, blocks, bidirectional=span, positions=positions)
 
     def generate(
         self, prompts: Seq[Seq[int]], new_tokens: int, *, chunk: int | None = None, on_device: bool = False
     ) -> list[Sequence]:
-        """All prompts together, `chunk` tokens of each a step; `on_device` feeds the last token from the device."""
+        """All prompts together, `chunk` tokens of each a step, but bidirectional spans as a whole.
+
+        `on_device` feeds the last token from the device.
+        """
         sequences = [self.add(prompt, len(prompt) + new_tokens) for prompt in prompts]
         while live := [s for s in sequences if len(s.drawn) < new_tokens]:
-            self.step([(s, s.pending[:chunk]) for s in live], on_device=on_device)
+            self.step([(s, s.chunk(chunk)) for s in live], on_device=on_device)
         return sequences
 
     def step(
@@ -89,6 +100,8 @@ class Loop:
             if on_device and sequence.drawn:
                 step.tokens[rows] = -1 - sequence.slot
             step.positions[0, rows] = np.arange(sequence.length, sequence.length + len(tokens))
+            if sequence.positions is not None:
+                step.positions[:2, rows] = sequence.positions.at(sequence.length, len(tokens))
             step.q_offset[b : b + 2] = rows.start, rows.stop
             step.kv_len[b] = sequence.length + len(tokens)
             step.prompt_len[b] = len(sequence.prompt)
@@ -101,7 +114,7 @@ class Loop:
         step.logit_row[:at] = np.arange(at)
         for name, value in {"top_p": 1, "repetition_penalty": 1, "target": -1}.items():
             step.sample[name][:at] = value
-        step.position_rows = 1 if positions is None else len(positions)
+        step.position_rows = (1 if self.program.prefix is None else 2) if positions is None else len(positions)
         if positions is not None:
             step.positions[: len(positions), :at] = positions
         step.n_external = len(external or {})
@@ -131,7 +144,7 @@ def load(
     """A model folder's executable with its weights, and the program."""
     device = device or ReferenceDevice()
     model_folder = ModelFolder(folder)
-    model = find_model(model_folder.architecture)
+    model = find_model(model_folder.architecture, model_folder.config)
     program = build(
         model.forward,
         model.config.from_folder(model_folder),

@@ -16,7 +16,15 @@ from dashinfer_lite.text import IncrementalDetokenizer, StopStringMatcher, Token
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "tokenizers"
 JSON_KINDS = ["bytelevel_qwen", "bytelevel_llama3", "bytelevel_glm4", "spm_llama", "spm_gemma"]
-KINDS = [*JSON_KINDS, "sentencepiece"]
+FAMILY_KINDS = ["tiktoken_qwen", "tiktoken_glm4", "spm_chatglm1", "spm_chatglm3", "spm_baichuan2"]
+KINDS = [*JSON_KINDS, *FAMILY_KINDS, "sentencepiece"]
+
+NORMALIZERS = {  # a second normalizer_spec (field 3) in a ModelProto, which overrides the first
+    "as it is": b"",
+    "no dummy prefix": b"\x1a\x02\x18\x00",
+    "no extra spaces": b"\x1a\x02\x20\x01",
+    "neither": b"\x1a\x04\x18\x00\x20\x01",
+}
 
 relaxed = settings(deadline=None, print_blob=True, max_examples=150)
 
@@ -52,13 +60,13 @@ def streamed(tokenizer: Tokenizer, ids: list[int], skip: bool) -> list[str]:
     return [*(detokenizer.push([i]) for i in ids), detokenizer.flush()]
 
 
-@pytest.mark.parametrize("kind", JSON_KINDS)
+@pytest.mark.parametrize("kind", JSON_KINDS + FAMILY_KINDS)
 def test_golden_streaming(kind: str) -> None:
     for case in json.loads((GOLDEN / kind / "cases.json").read_text(encoding="utf-8"))["streaming"]:
         detokenizer, text = IncrementalDetokenizer(tokenizer_of(kind), (), False), ""
         for token_id, allowed in zip(case["ids"], case["streamed_so_far"], strict=True):
             text += detokenizer.push([token_id])
-            if kind.startswith("bytelevel"):
+            if kind not in ("spm_llama", "spm_gemma"):
                 assert text == allowed
             else:  # characters of an open run of bytes wait, as a bad byte would still change them
                 assert allowed.startswith(text)
@@ -97,16 +105,21 @@ def test_no_piece_ends_in_half_a_character(kind: str, text: str, cuts: int) -> N
     assert "".join(pieces) + detokenizer.flush() == text
 
 
-def test_sentencepiece_against_the_library() -> None:
+@pytest.mark.parametrize("changes", NORMALIZERS.values(), ids=NORMALIZERS.keys())
+def test_sentencepiece_against_the_library(tmp_path: Path, changes: bytes) -> None:
     import sentencepiece
 
-    reference = sentencepiece.SentencePieceProcessor(model_file=str(GOLDEN / "spm_llama" / "tokenizer.model"))
+    model = (GOLDEN / "spm_llama" / "tokenizer.model").read_bytes() + changes
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    tokenizer = load_tokenizer(tmp_path)
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert tokenizer.encode("  a  b ", add_special_tokens=False) == reference.encode("  a  b ")
 
     @relaxed
-    @given(ids=ids_of("sentencepiece", max_size=16))
-    def check(ids: list[int]) -> None:
-        known = [i for i in ids if i < reference.vocab_size()]
-        assert tokenizer_of("sentencepiece").decode(known) == reference.decode(known)
+    @given(ids=ids_of("sentencepiece", max_size=16), spaces=st.integers(0, 3))
+    def check(ids: list[int], spaces: int) -> None:
+        known = [reference.piece_to_id("▁")] * spaces + [i for i in ids if i < reference.vocab_size()]
+        assert tokenizer.decode(known) == reference.decode(known)
 
     check()
 
@@ -139,8 +152,8 @@ def test_prompt_cut_inside_a_character(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_answer_keeps_its_leading_space(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
-    prompt = tokenizer.encode("Hello")
-    answer = tokenizer.encode("Hello world")[len(prompt) :]
+    prompt = tokenizer.encode("Hello", add_special_tokens=False)
+    answer = tokenizer.encode("Hello world", add_special_tokens=False)[len(prompt) :]
     assert IncrementalDetokenizer(tokenizer, prompt).push(answer) == " world"
 
 

@@ -113,6 +113,9 @@ def test_wrong_attention_heads(config: dict[str, Any], message: str) -> None:
         ({"model_type": "mistral", "sliding_window": 24}, [SLIDING] * 4),
         ({"model_type": "mistral", "sliding_window": None}, [FULL] * 4),
         ({"model_type": "mistral"}, [SLIDING] * 4),
+        ({"model_type": "mixtral"}, [FULL] * 4),
+        ({"model_type": "mixtral", "sliding_window": 24}, [SLIDING] * 4),
+        ({"model_type": "qwen3_moe", "use_sliding_window": True, "max_window_layers": 3}, [FULL] * 3 + [SLIDING]),
         ({"model_type": "qwen2", "sliding_window": 8, "max_window_layers": 2}, [FULL] * 4),
         ({"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 8, "max_window_layers": 2}, [FULL] * 4),
         (

@@ -1,0 +1,34 @@
+// How many rows are cut into blocks that fit the caches: what bf16 and quantized products share.
+#pragma once
+#include "../generic/inline.h"
+#include "../kernels.h"
+
+namespace di {
+namespace {
+
+constexpr int kGroupPanels = 8;  // panels of a group: they share the rows' block in L2
+constexpr int kChunkBands = 16;  // bands of 32 rows of a chunk
+
+static_assert(2 * kGroupPanels * kChunkBands * kCellSize <= Gemm::scratch_floats());
+
+// Even parts: part i of `count` things in `parts`.
+DI_INLINE int part_begin(int count, int parts, int i) {
+    return static_cast<int>(static_cast<int64_t>(count) * i / parts);
+}
+DI_INLINE int parts_of(int count, int largest) { return (count + largest - 1) / largest; }
+
+// Cache lines to fetch, a few at a time between tile instructions.
+struct Lines {
+    const char* at;
+    const char* end;
+
+    template <int kWrite, int kLocality>
+    DI_INLINE void fetch(int n) {
+        for (; n > 0 && at < end; --n, at += 64) __builtin_prefetch(at, kWrite, kLocality);
+    }
+    // Lines a step, to be done in n steps.
+    int share(int n) const { return static_cast<int>((end - at) / 64 + n - 1) / n; }
+};
+
+}  // namespace
+}  // namespace di
