@@ -8,7 +8,9 @@ namespace di {
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(static_cast<int>(0xff800000u)); }
 
 // exp(x - maximum): 1 where they are equal, also where both are -inf.
-__device__ __forceinline__ float exp_below(float x, float maximum) { return x == maximum ? 1.0f : exp_spec(x - maximum); }
+__device__ __forceinline__ float exp_below(float x, float maximum) {
+    return x == maximum ? 1.0f : exp_spec(x - maximum);
+}
 
 // The type that queries and probabilities are rounded to beside a cache: codes are multiplied as bf16.
 __device__ __forceinline__ int operand_type(const KvPool& kv) { return is_codes(kv) ? BF16 : kv.dtype; }
@@ -38,7 +40,8 @@ struct Query {
 };
 
 // A score with cap and slope; -inf where position `at` is not seen.
-__device__ __forceinline__ float masked_score(const AttentionArgs& a, float score, int at, int first, int end, float slope) {
+__device__ __forceinline__ float masked_score(const AttentionArgs& a, float score, int at, int first, int end,
+                                              float slope) {
     if (at < first || at >= end) return minus_infinity();
     if (a.softcap != 0.0f) score = a.softcap * tanh_spec(score / a.softcap);
     return slope != 0.0f ? score + slope * static_cast<float>(at) : score;

@@ -42,7 +42,8 @@ __device__ __forceinline__ CodeUnit load_unit(const uint8_t* unit, int lane) {
 
 // sum[16 rows, 16 columns] += planes · codes over the unit's 64 columns; `top` and `bottom` are 16 bytes of rows
 // lane / 4 and lane / 4 + 8, from column 16 (lane mod 4).
-__device__ __forceinline__ void multiply_unit(int (&sum)[2][4], const uint4& top, const uint4& bottom, const CodeUnit& unit) {
+__device__ __forceinline__ void multiply_unit(int (&sum)[2][4], const uint4& top, const uint4& bottom,
+                                              const CodeUnit& unit) {
     const uint32_t a[2][4] = {{top.x, bottom.x, top.y, bottom.y}, {top.z, bottom.z, top.w, bottom.w}};
 #pragma unroll
     for (int half = 0; half < 2; ++half)

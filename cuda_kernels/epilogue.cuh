@@ -10,7 +10,9 @@ constexpr int kGateBit = 16;
 
 __device__ __forceinline__ bool is_gated(const Epilogue& e) { return e.act & kGateBit; }
 
-__device__ __forceinline__ float biased(const Epilogue& e, float total, int n) { return e.bias ? total + e.bias[n] : total; }
+__device__ __forceinline__ float biased(const Epilogue& e, float total, int n) {
+    return e.bias ? total + e.bias[n] : total;
+}
 
 // One output: n is the column of the weight (of the gate), `up` is the total of column n + 16 in gated layers.
 __device__ __forceinline__ void finish(const Epilogue& e, int m, int n, float total, float up) {

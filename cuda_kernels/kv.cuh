@@ -9,7 +9,10 @@ constexpr int kMaxHead = 256;
 __device__ __forceinline__ bool is_codes(const KvPool& kv) { return kv.dtype == U8 || kv.dtype == U4; }
 
 __device__ __forceinline__ int64_t kv_row_bytes(const KvPool& kv) {
-    return kv.dtype == F32 ? 4 * kv.head_size : kv.dtype == U8 ? kv.head_size : kv.dtype == U4 ? kv.head_size / 2 : 2 * kv.head_size;
+    return kv.dtype == F32  ? 4 * kv.head_size
+           : kv.dtype == U8 ? kv.head_size
+           : kv.dtype == U4 ? kv.head_size / 2
+                            : 2 * kv.head_size;
 }
 
 // The columns of one token, which = 0 for K and 1 for V.

@@ -98,15 +98,15 @@ inline int32_t row_blocks(const Experts& e, const Rows& rows, int32_t tile) {
     return !e.list || all < most ? all : most;
 }
 
-// Rows of the tiles that `expert_group` makes for a product; 0: too few rows to sort, a block takes one (Experts::list null).
-inline int32_t expert_tile_rows(int32_t rows, int32_t n_planes) {
-    return rows <= 16 ? 0 : n_planes == 2 ? 32 : 64;
-}
+// Rows of the tiles that `expert_group` makes for a product; 0: too few rows to sort, a block takes one (Experts::list
+// null).
+inline int32_t expert_tile_rows(int32_t rows, int32_t n_planes) { return rows <= 16 ? 0 : n_planes == 2 ? 32 : 64; }
 
 inline Launch launch_linear(const LinearArgs& a, const Chip& chip) {
     const bool single = a.experts.chosen != 0 && !a.experts.list, few = a.experts.chosen ? single : a.rows.most <= 16;
     const bool split = a.w_dtype == F16 && a.x.dtype == F32;
-    const bool mma = (split || (a.x.dtype == a.w_dtype && a.w_dtype != F32)) && chip.arch >= (a.w_dtype == F16 ? 75 : 80);
+    const bool mma =
+        (split || (a.x.dtype == a.w_dtype && a.w_dtype != F32)) && chip.arch >= (a.w_dtype == F16 ? 75 : 80);
     const int32_t half = a.w_dtype == BF16;
     if (mma && few) {
         const char* const names[2] = {"linear_skinny_f16", "linear_skinny_bf16"};
@@ -120,9 +120,11 @@ inline Launch launch_linear(const LinearArgs& a, const Chip& chip) {
         return {names[a.w_dtype][!one], divide_up(a.N, 8), row_blocks(a.experts, a.rows, one ? 1 : 8), 128, 0};
     }
     if (mma && split)
-        return {"linear_mma64_f16_f32", divide_up(a.N, 64), row_blocks(a.experts, a.rows, 64), 128, 3 * (2 * 64 + 64) * 80};
+        return {"linear_mma64_f16_f32", divide_up(a.N, 64), row_blocks(a.experts, a.rows, 64), 128,
+                3 * (2 * 64 + 64) * 80};
     if (mma) {
-        const char* const names[2][2] = {{"linear_mma64_f16", "linear_mma128_f16"}, {"linear_mma64_bf16", "linear_mma128_bf16"}};
+        const char* const names[2][2] = {{"linear_mma64_f16", "linear_mma128_f16"},
+                                         {"linear_mma64_bf16", "linear_mma128_bf16"}};
         const int32_t large_shared = 128 * 132 * 4;
         const bool large = !a.experts.chosen && a.rows.most >= 512 && large_shared <= chip.shared_bytes;
         const int32_t tile = large ? 128 : 64;
@@ -147,7 +149,9 @@ inline Launch launch_linear_codes(const LinearCodesArgs& a, const Chip&) {
 // ---- mixtures of experts ----
 
 inline Launch launch_route(const RouteArgs& a) { return {"route", a.rows.most, 1, 32, 0}; }
-inline Launch launch_expert_group(const GroupArgs& a) { return {"expert_group", 1, 1, a.rows.most > 64 ? 1024 : 128, 0}; }
+inline Launch launch_expert_group(const GroupArgs& a) {
+    return {"expert_group", 1, 1, a.rows.most > 64 ? 1024 : 128, 0};
+}
 inline Launch launch_expert_sum(const ExpertSumArgs& a) { return {"expert_sum", a.rows.most, 1, 128, 0}; }
 
 // ---- sampling ----

@@ -1,5 +1,6 @@
 // planes[M,P·Kp] · codes[N,Kp]ᵀ → y[M,N] for few rows. A warp multiplies 16 columns; the two planes of 8 rows, or one
-// plane of 16, are the 16 rows of its products. The warps of a block share out K: by groups, or the units of each group.
+// plane of 16, are the 16 rows of its products. The warps of a block share out K: by groups, or the units of each
+// group.
 #include "codes.cuh"
 #include "epilogue.cuh"
 
@@ -36,8 +37,8 @@ __device__ __forceinline__ float column_totals(const LinearCodesArgs& a, const R
     const int parts = a.w.G >= kWarps ? 1 : kWarps, groups = kWarps / parts;  // warps a group, groups a round
     const int8_t* top = plane_row<kPlanes>(a, rows, g);
     const int8_t* bottom = plane_row<kPlanes>(a, rows, g + 8);
-    const uint8_t* codes = static_cast<const uint8_t*>(a.w.codes) +
-                           static_cast<int64_t>(n0 >> 4) * a.w.G * units * unit_bytes(kBits);
+    const uint8_t* codes =
+        static_cast<const uint8_t*>(a.w.codes) + static_cast<int64_t>(n0 >> 4) * a.w.G * units * unit_bytes(kBits);
     const int my_m = threadIdx.x / kColumns, my_n = threadIdx.x % kColumns;
     const bool mine = my_m < rows.count;
 
@@ -95,10 +96,10 @@ __device__ __forceinline__ void linear_few(const LinearCodesArgs& a) {
 }  // namespace di
 
 // grid (N / 16, ceil(M / rows)), gated (N / 32, …); rows are 8 with two planes and 16 with one; block 256
-#define LINEAR_FEW(name, bits, planes)                                                                   \
-    extern "C" __global__ void __launch_bounds__(256, 1) name(di::LinearCodesArgs a) {                      \
-        di::linear_few<bits, planes>(a);                                                                 \
-    }                                                                                                    \
+#define LINEAR_FEW(name, bits, planes)                                                 \
+    extern "C" __global__ void __launch_bounds__(256, 1) name(di::LinearCodesArgs a) { \
+        di::linear_few<bits, planes>(a);                                               \
+    }                                                                                  \
     EXPORT_KERNEL(name)
 LINEAR_FEW(linear_w8_few2, 8, 2)
 LINEAR_FEW(linear_w8_few1, 8, 1)

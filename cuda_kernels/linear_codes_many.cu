@@ -1,5 +1,5 @@
-// planes[M,P·Kp] · codes[N,Kp]ᵀ → y[M,N] for many rows: tiles of 64 rows of planes (32 tokens with two planes, 64 with one)
-// by 64 columns. Planes and codes pass through shared memory, three units of K ahead.
+// planes[M,P·Kp] · codes[N,Kp]ᵀ → y[M,N] for many rows: tiles of 64 rows of planes (32 tokens with two planes, 64 with
+// one) by 64 columns. Planes and codes pass through shared memory, three units of K ahead.
 #include "codes.cuh"
 #include "epilogue.cuh"
 
@@ -11,8 +11,8 @@ constexpr int kTiles = kRows / 16;
 
 template <int kBits>
 struct Stage {
-    uint4 planes[kRows][4];                         // 64 columns
-    uint4 codes[kWarps][kBits == 8 ? 64 : 32];      // a unit a warp
+    uint4 planes[kRows][4];                     // 64 columns
+    uint4 codes[kWarps][kBits == 8 ? 64 : 32];  // a unit a warp
 };
 
 // Row of the tile → token and plane: 16 rows of the high plane, then the same tokens' low plane.
@@ -36,8 +36,8 @@ __device__ __forceinline__ void load_stage(const LinearCodesArgs& a, Stage<kBits
     for (int i = threadIdx.x; i < kWarps * kPieces; i += blockDim.x) {
         const bool there = i / kPieces * 16 < columns;
         const int64_t strip = (rows.expert * a.experts.N + n0) / 16 + (there ? i / kPieces : 0);
-        const uint8_t* from = static_cast<const uint8_t*>(a.w.codes) +
-                              (strip * units + unit) * unit_bytes(kBits) + i % kPieces * 16;
+        const uint8_t* from =
+            static_cast<const uint8_t*>(a.w.codes) + (strip * units + unit) * unit_bytes(kBits) + i % kPieces * 16;
         cp_async16(&stage.codes[i / kPieces][i % kPieces], from, there);
     }
 }
@@ -47,8 +47,9 @@ using TotalsOf = float[kTiles / kPlanes][2][4];
 
 // Adds the finished group's sums to the totals and clears them.
 template <int kPlanes>
-__device__ __forceinline__ void close_group(const LinearCodesArgs& a, int (&sum)[kTiles][2][4], TotalsOf<kPlanes>& total,
-                                            const RowSet& rows, int n0, int columns, int group) {
+__device__ __forceinline__ void close_group(const LinearCodesArgs& a, int (&sum)[kTiles][2][4],
+                                            TotalsOf<kPlanes>& total, const RowSet& rows, int n0, int columns,
+                                            int group) {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
@@ -132,10 +133,10 @@ __device__ __forceinline__ void linear_many(const LinearCodesArgs& a) {
 }  // namespace di
 
 // grid (ceil(N / 64), ceil(M / rows)); rows are 32 with two planes and 64 with one; block 128
-#define LINEAR_MANY(name, bits, planes)                                                                  \
-    extern "C" __global__ void __launch_bounds__(128) name(di::LinearCodesArgs a) {                      \
-        di::linear_many<bits, planes>(a);                                                                \
-    }                                                                                                    \
+#define LINEAR_MANY(name, bits, planes)                                             \
+    extern "C" __global__ void __launch_bounds__(128) name(di::LinearCodesArgs a) { \
+        di::linear_many<bits, planes>(a);                                           \
+    }                                                                               \
     EXPORT_KERNEL(name)
 LINEAR_MANY(linear_w8_many2, 8, 2)
 LINEAR_MANY(linear_w8_many1, 8, 1)

@@ -1,5 +1,5 @@
-// x[M,K] · w[N,K]ᵀ → y[M,N] with fused multiply-adds, for every type on every chip: tiles of 64 x 64, a thread has 4 x 4
-// sums.
+// x[M,K] · w[N,K]ᵀ → y[M,N] with fused multiply-adds, for every type on every chip: tiles of 64 x 64, a thread has 4 x
+// 4 sums.
 #include "epilogue.cuh"
 
 namespace di {
@@ -15,8 +15,8 @@ union Tiles {
 };
 
 // This thread's row of a matrix (negative: zeros), transposed: tile[k][threadIdx.x / 4].
-__device__ __forceinline__ void load_tile(float (*tile)[kTile + kPad], const void* data, int64_t stride, int dtype, int from,
-                                          int k0) {
+__device__ __forceinline__ void load_tile(float (*tile)[kTile + kPad], const void* data, int64_t stride, int dtype,
+                                          int from, int k0) {
     const int row = threadIdx.x / 4, k = threadIdx.x % 4 * 4;
     const Four x = from >= 0 ? load4(data, from * stride + k0 + k, dtype) : Four{};
 #pragma unroll

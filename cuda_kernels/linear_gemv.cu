@@ -12,7 +12,9 @@ struct Chunk {
 };
 
 // The first of a warp's two columns; the other is 1 or, gated, 16 further.
-__device__ __forceinline__ int column_of(int pair, bool gated) { return gated ? (pair >> 4) * 32 + (pair & 15) : 2 * pair; }
+__device__ __forceinline__ int column_of(int pair, bool gated) {
+    return gated ? (pair >> 4) * 32 + (pair & 15) : 2 * pair;
+}
 
 // 16 bytes of a weight's row as numbers.
 template <class W>
@@ -89,7 +91,7 @@ __device__ __forceinline__ void gemv(const LinearArgs& a) {
 }  // namespace di
 
 // grid (ceil(N / 8), ceil(M / rows)), block 128
-#define GEMV(name, W, rows)                                                                                 \
+#define GEMV(name, W, rows)                                                                            \
     extern "C" __global__ void __launch_bounds__(128) name(di::LinearArgs a) { di::gemv<W, rows>(a); } \
     EXPORT_KERNEL(name)
 

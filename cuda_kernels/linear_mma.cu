@@ -1,6 +1,6 @@
-// x[M,K] · w[N,K]ᵀ → y[M,N] in 16 bits on tensor cores. Both operands pass through shared memory by asynchronous copies,
-// kStages - 1 slices of K ahead; warps multiply 16 x 8 x 16 at a time from ldmatrix. Activations in fp32 are split into two
-// numbers of 16 bits on their way.
+// x[M,K] · w[N,K]ᵀ → y[M,N] in 16 bits on tensor cores. Both operands pass through shared memory by asynchronous
+// copies, kStages - 1 slices of K ahead; warps multiply 16 x 8 x 16 at a time from ldmatrix. Activations in fp32 are
+// split into two numbers of 16 bits on their way.
 #include "epilogue.cuh"
 #include "split.cuh"
 
@@ -23,7 +23,9 @@ struct Shape {
 };
 
 // 16 bytes at row `row`, byte column `c` of a slice.
-__device__ __forceinline__ unsigned char* slice_at(unsigned char* slice, int row, int c) { return slice + row * kRowBytes + c; }
+__device__ __forceinline__ unsigned char* slice_at(unsigned char* slice, int row, int c) {
+    return slice + row * kRowBytes + c;
+}
 
 // Rows row_of(0) … row_of(count - 1) of a matrix, columns [k0, k0 + kDepth); zeros where the row is negative.
 template <class T, class RowOf>
@@ -52,8 +54,8 @@ __device__ __forceinline__ void load_slice(unsigned char* slice, const float* da
 }
 
 template <class T, class S>
-__device__ __forceinline__ void multiply_slice(float (&sum)[S::kTilesM][S::kTilesN][4], unsigned char* stage, int warp_m,
-                                               int warp_n, int lane) {
+__device__ __forceinline__ void multiply_slice(float (&sum)[S::kTilesM][S::kTilesN][4], unsigned char* stage,
+                                               int warp_m, int warp_n, int lane) {
     unsigned char* x = slice_at(stage, warp_m * S::kTilesM * 16, 0);
     unsigned char* w = slice_at(stage, S::kParts * S::kM + warp_n * S::kTilesN * 8, 0);
 #pragma unroll
@@ -61,7 +63,8 @@ __device__ __forceinline__ void multiply_slice(float (&sum)[S::kTilesM][S::kTile
         const int k = step % (kDepth / 16) * 32, part = step / (kDepth / 16) * S::kM;
         uint32_t a[S::kTilesM][4];
 #pragma unroll
-        for (int i = 0; i < S::kTilesM; ++i) ldmatrix_x4(a[i], slice_at(x, part + 16 * i + lane % 16, k + lane / 16 * 16));
+        for (int i = 0; i < S::kTilesM; ++i)
+            ldmatrix_x4(a[i], slice_at(x, part + 16 * i + lane % 16, k + lane / 16 * 16));
 #pragma unroll
         for (int j = 0; j < S::kTilesN; j += 2) {  // four matrices: two column tiles by two halves of K
             uint32_t b[4];
@@ -121,8 +124,7 @@ __device__ __forceinline__ void linear(const LinearArgs& a) {
                 total[m * S::kTotalStride + n] = sum[i][j][r];
             }
     __syncthreads();
-    finish_tile(a.e, rows, n0, min(S::kN, a.N - n0),
-                [&](int m, int n) { return total[m * S::kTotalStride + n]; });
+    finish_tile(a.e, rows, n0, min(S::kN, a.N - n0), [&](int m, int n) { return total[m * S::kTotalStride + n]; });
 }
 
 using Small = Shape<64, 64, 2, 2>;
@@ -133,10 +135,10 @@ using Split = Shape<64, 64, 2, 2, 2>;
 }  // namespace di
 
 // grid (ceil(N / columns), ceil(M / rows)); 64 x 64 with a block of 128, 128 x 128 with 256
-#define LINEAR(name, T, X, shape)                                                                           \
-    extern "C" __global__ void __launch_bounds__(di::shape::kThreads, 1) name(di::LinearArgs a) {        \
-        di::linear<T, X, di::shape>(a);                                                                     \
-    }                                                                                                    \
+#define LINEAR(name, T, X, shape)                                                                 \
+    extern "C" __global__ void __launch_bounds__(di::shape::kThreads, 1) name(di::LinearArgs a) { \
+        di::linear<T, X, di::shape>(a);                                                           \
+    }                                                                                             \
     EXPORT_KERNEL(name)
 LINEAR(linear_mma64_f16, f16, f16, Small)
 LINEAR(linear_mma128_f16, f16, f16, Large)

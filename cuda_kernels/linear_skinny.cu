@@ -47,7 +47,8 @@ __device__ __forceinline__ void linear(const LinearArgs& a) {
     const X* x = static_cast<const X*>(a.x.data) + 8 * t;
     const X* top = g < rows.count ? x + rows.in(g) * a.x.stride : nullptr;
     const X* bottom = g + 8 < rows.count ? x + rows.in(g + 8) * a.x.stride : nullptr;
-    const uint16_t* w0 = static_cast<const uint16_t*>(a.w) + (static_cast<int64_t>(rows.expert) * a.N + n0 + g) * a.w_stride + 8 * t;
+    const uint16_t* w0 =
+        static_cast<const uint16_t*>(a.w) + (static_cast<int64_t>(rows.expert) * a.N + n0 + g) * a.w_stride + 8 * t;
     const uint16_t* w1 = w0 + next * a.w_stride;
 
     float sum[2][4] = {};
@@ -78,12 +79,18 @@ __device__ __forceinline__ void linear(const LinearArgs& a) {
 }  // namespace di
 
 // grid (N / 16, ceil(M / 16)), block 256
-extern "C" __global__ void __launch_bounds__(256, 1) linear_skinny_f16(di::LinearArgs a) { di::linear<f16, uint16_t>(a); }
+extern "C" __global__ void __launch_bounds__(256, 1) linear_skinny_f16(di::LinearArgs a) {
+    di::linear<f16, uint16_t>(a);
+}
 EXPORT_KERNEL(linear_skinny_f16)
-extern "C" __global__ void __launch_bounds__(256, 1) linear_skinny_f16_f32(di::LinearArgs a) { di::linear<f16, float>(a); }
+extern "C" __global__ void __launch_bounds__(256, 1) linear_skinny_f16_f32(di::LinearArgs a) {
+    di::linear<f16, float>(a);
+}
 EXPORT_KERNEL(linear_skinny_f16_f32)
 #if DI_ARCH >= 800
-extern "C" __global__ void __launch_bounds__(256, 1) linear_skinny_bf16(di::LinearArgs a) { di::linear<bf16, uint16_t>(a); }
+extern "C" __global__ void __launch_bounds__(256, 1) linear_skinny_bf16(di::LinearArgs a) {
+    di::linear<bf16, uint16_t>(a);
+}
 EXPORT_KERNEL(linear_skinny_bf16)
 #endif
 

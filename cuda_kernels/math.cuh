@@ -50,10 +50,14 @@ __device__ __forceinline__ float gelu_erf(float x) { return 0.5f * x * (1.0f + e
 // di_act without its _MUL bit.
 __device__ __forceinline__ float activate(float x, int act) {
     switch (act & 15) {
-        case 1: return silu(x);
-        case 2: return gelu_tanh(x);
-        case 3: return gelu_erf(x);
-        default: return x;
+        case 1:
+            return silu(x);
+        case 2:
+            return gelu_tanh(x);
+        case 3:
+            return gelu_erf(x);
+        default:
+            return x;
     }
 }
 

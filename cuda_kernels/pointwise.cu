@@ -1,4 +1,5 @@
-// Element by element: activations, products, sums, scales, soft caps, casts, rows times a gate; and rows gathered by number.
+// Element by element: activations, products, sums, scales, soft caps, casts, rows times a gate; and rows gathered by
+// number.
 #include "math.cuh"
 #include "view.cuh"
 
@@ -7,13 +8,20 @@ namespace {
 
 __device__ __forceinline__ float point(const PointwiseArgs& a, float x, float y) {
     switch (a.op) {
-        case POINT_ACT: return activate(x, a.act);
-        case POINT_MUL: return x * y;
-        case POINT_ADD: return x + y;
-        case POINT_SCALE: return x * a.factor;
-        case POINT_GATE: return x * sigmoid(y);
-        case POINT_SOFTCAP: return a.factor * tanh_spec(x / a.factor);
-        default: return x;
+        case POINT_ACT:
+            return activate(x, a.act);
+        case POINT_MUL:
+            return x * y;
+        case POINT_ADD:
+            return x + y;
+        case POINT_SCALE:
+            return x * a.factor;
+        case POINT_GATE:
+            return x * sigmoid(y);
+        case POINT_SOFTCAP:
+            return a.factor * tanh_spec(x / a.factor);
+        default:
+            return x;
     }
 }
 
@@ -43,6 +51,7 @@ extern "C" __global__ void __launch_bounds__(256) gather_rows(di::GatherArgs a) 
     using namespace di;
     const int row = blockIdx.x;
     if (row >= count(a.rows)) return;
-    for (int c = 4 * threadIdx.x; c < a.out.cols; c += 4 * blockDim.x) store4(a.out, row, c, load4(a.in, a.row[row], c));
+    for (int c = 4 * threadIdx.x; c < a.out.cols; c += 4 * blockDim.x)
+        store4(a.out, row, c, load4(a.in, a.row[row], c));
 }
 EXPORT_KERNEL(gather_rows)

@@ -1,5 +1,5 @@
-// Activations as integers: x[T,K] → int8 planes[T,P·Kp], and for each group a scale and the sum of its integers. The bits
-// are those of docs/arithmetic.md.
+// Activations as integers: x[T,K] → int8 planes[T,P·Kp], and for each group a scale and the sum of its integers. The
+// bits are those of docs/arithmetic.md.
 #include "reduce.cuh"
 #include "view.cuh"
 

@@ -38,8 +38,7 @@ struct Weights {
 
 __device__ int draw(const float* x, int V, const Sample& p, float max, SelectScratch& s) {
     Weights w = {x, 0, max, 1.0f / fminf(p.temperature, kHottest), 0.0f, ordered(max) == kOrderedInfinity};
-    if (p.top_k > 0 && p.top_k < V)
-        w.last = select(x, V, static_cast<Sum>(p.top_k), s, [](int) -> Sum { return 1; });
+    if (p.top_k > 0 && p.top_k < V) w.last = select(x, V, static_cast<Sum>(p.top_k), s, [](int) -> Sum { return 1; });
     if (p.top_p < 1.0f) {
         const Sum fraction = static_cast<Sum>(fmaxf(p.top_p, 0.0f) * 18446744073709551616.0f);
         const Sum need = __umul64hi(w.total(V, s), fraction);
@@ -54,7 +53,8 @@ struct Picked {
     int token, status;
 };
 
-__device__ Picked pick(const float* logits, int V, const Sample& p, Key raw, float* work, uint32_t* counts, SelectScratch& s) {
+__device__ Picked pick(const float* logits, int V, const Sample& p, Key raw, float* work, uint32_t* counts,
+                       SelectScratch& s) {
     const float* x = logits;
     Key best = raw;
     if (edits(p)) {
@@ -106,7 +106,8 @@ extern "C" __global__ void __launch_bounds__(1024, 1) sample(di::SampleArgs a) {
         double log_total = 0;
         if (report) {
             log_total = log_sum(x, V, max, top == kOrderedInfinity, work, s, r);
-            report_top(x, V, min(min(p.n_top, V), min(a.max_top, kMaxTop)), max, log_total, top_ids, top_logprobs, s, r);
+            report_top(x, V, min(min(p.n_top, V), min(a.max_top, kMaxTop)), max, log_total, top_ids, top_logprobs, s,
+                       r);
         }
         if (p.target >= 0)
             picked.token = p.target;

@@ -42,8 +42,8 @@ __device__ inline void add_bias(float* x, int V, const int32_t* ids, const float
     __syncthreads();
 }
 
-// A token's count word: bit 0 for a place in the history, 2 for each time it was generated. Whoever takes the word applies
-// the penalties and leaves 0.
+// A token's count word: bit 0 for a place in the history, 2 for each time it was generated. Whoever takes the word
+// applies the penalties and leaves 0.
 __device__ inline void penalize(float* x, int V, const Sample& s, uint32_t* counts) {
     for (int i = threadIdx.x; i < s.history_len; i += blockDim.x) {
         const int token = s.history[i];

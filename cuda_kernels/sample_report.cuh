@@ -14,8 +14,8 @@ struct ReportScratch {
     double log_sum;
 };
 
-// ln of the sum of exp(x - max), with infinite logits of their number. Sixteen lanes sum a chunk of 256; chunks are added
-// in double precision in ascending order. `work` has a float a chunk.
+// ln of the sum of exp(x - max), with infinite logits of their number. Sixteen lanes sum a chunk of 256; chunks are
+// added in double precision in ascending order. `work` has a float a chunk.
 __device__ inline double log_sum(const float* x, int n, float max, bool infinite, float* work, SelectScratch& s,
                                  ReportScratch& r) {
     if (infinite) {
@@ -43,7 +43,8 @@ __device__ inline double log_sum(const float* x, int n, float max, bool infinite
 
 __device__ __forceinline__ float logprob_of(float x, float max, double log_sum) {
     const bool infinite = ordered(max) == kOrderedInfinity;
-    if (ordered(x) == kOrderedMinusInfinity || (infinite && ordered(x) != kOrderedInfinity)) return __uint_as_float(0xff800000u);
+    if (ordered(x) == kOrderedMinusInfinity || (infinite && ordered(x) != kOrderedInfinity))
+        return __uint_as_float(0xff800000u);
     const double below = infinite ? 0.0 : static_cast<double>(x) - static_cast<double>(max);
     return static_cast<float>(below - log_sum);
 }

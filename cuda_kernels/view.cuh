@@ -61,11 +61,15 @@ __device__ __forceinline__ void store4(void* data, int64_t at, int dtype, const 
     *reinterpret_cast<uint2*>(static_cast<uint16_t*>(data) + at) = make_uint2(h[0] | h[1] << 16, h[2] | h[3] << 16);
 }
 
-__device__ __forceinline__ Four load4(const View& v, int row, int col) { return load4(v.data, row * v.stride + col, v.dtype); }
+__device__ __forceinline__ Four load4(const View& v, int row, int col) {
+    return load4(v.data, row * v.stride + col, v.dtype);
+}
 __device__ __forceinline__ void store4(const View& v, int row, int col, const Four& x) {
     store4(v.data, row * v.stride + col, v.dtype, x);
 }
-__device__ __forceinline__ float load1(const View& v, int row, int col) { return load_as(v.data, row * v.stride + col, v.dtype); }
+__device__ __forceinline__ float load1(const View& v, int row, int col) {
+    return load_as(v.data, row * v.stride + col, v.dtype);
+}
 __device__ __forceinline__ void store1(const View& v, int row, int col, float x) {
     store_as(v.data, row * v.stride + col, v.dtype, x);
 }

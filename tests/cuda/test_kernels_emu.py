@@ -104,7 +104,8 @@ def test_embed_codes(kernels: Kernels, bits: int, group: int) -> None:
 @pytest.mark.parametrize("kind", list(RopeKind))
 @pytest.mark.parametrize("sections", [(), (3, 2, 5), (0, 4, 3)])
 @pytest.mark.parametrize("position_rows", [1, 3])
-def test_rope_table(kernels: Kernels, kind: RopeKind, sections: tuple[int, ...], position_rows: int) -> None:
+@pytest.mark.parametrize("logn", [0, 100])
+def test_rope_table(kernels: Kernels, kind: RopeKind, sections: tuple[int, ...], position_rows: int, logn: int) -> None:
     rng, memory = np.random.default_rng(position_rows), Memory()
     interleaved = bool(sections) and sections[0] == 0
     frequencies = RopeFrequencies(
@@ -121,6 +122,7 @@ def test_rope_table(kernels: Kernels, kind: RopeKind, sections: tuple[int, ...],
         long_inv_freq=memory.put(frequencies.long_inv_freq),
         positions=positions,
         history=memory.put(np.maximum(prompt, positions[0] + 1)),
+        prompt_len=memory.put(prompt),
         rows=rows(9),
         position_rows=position_rows,
         position_stride=9,
@@ -129,13 +131,14 @@ def test_rope_table(kernels: Kernels, kind: RopeKind, sections: tuple[int, ...],
         original=100,
         sections=sections or (0, 0, 0),
         interleaved=interleaved,
+        logn=logn,
         attention=1.25,
         scaling=3.0,
         theta=1e4,
     )
     kernels.launch("rope_table", args)
-    cos, sin = rope_table(frequencies, positions, prompt, sections, interleaved)
-    np.testing.assert_allclose(y[:, :24], np.concatenate([cos, sin], 1), rtol=0, atol=2.0**-23)
+    cos, sin = rope_table(frequencies, positions, prompt, sections, interleaved, logn)
+    np.testing.assert_allclose(y[:, :24], np.concatenate([cos, sin], 1), rtol=2.0**-22, atol=2.0**-23)
     assert not y[:, 24:].any()
 
 
