@@ -12,7 +12,7 @@ __device__ __forceinline__ int position_row(const RopeTableArgs& a, int j) {
     const int32_t* s = a.sections;
     int row = 0;
     if (a.interleaved) {
-        if (j % 3 && j < 3 * s[j % 3]) row = j % 3;
+        row = j % 3 == 1 && j < 3 * s[1] ? 1 : j % 3 == 2 && j < 3 * s[2] ? 2 : 0;
     } else if (j >= s[0] && s[0] + s[1] + s[2] > 0) {
         row = j < s[0] + s[1] ? 1 : j < s[0] + s[1] + s[2] ? 2 : 0;
     }

@@ -63,7 +63,7 @@ def structs() -> Mapping[str, type[ctypes.Structure]]:
 def make(name: str, **fields: Any) -> Any:
     """A struct of args.h: arrays give their addresses, mappings nested structs, None a null."""
     kind = structs()[name]
-    types = dict(kind._fields_)  # type: ignore[misc,arg-type]
+    types = dict(kind._fields_)  # type: ignore[arg-type]
     unknown = fields.keys() - types.keys()
     assert not unknown, f"{name} has no {unknown}"
     result = kind()
@@ -131,7 +131,8 @@ class Kernels:
 
     def __init__(self, libraries: Iterable[Path], arch: int = 80, others: Kernels | None = None) -> None:
         self.arch = arch
-        self._libraries = [ctypes.CDLL(str(path)) for path in libraries] + (others._libraries if others else [])
+        self._libraries: list[ctypes.CDLL] = [ctypes.CDLL(str(path)) for path in libraries]
+        self._libraries += others._libraries if others else []
 
     @classmethod
     def of_images(cls, folder: Path, arch: int) -> Kernels:

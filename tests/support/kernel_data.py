@@ -60,7 +60,7 @@ def pack_codes(memory: Memory, weight: QuantizedWeight) -> Any:
         padded[:, g, : part.shape[1]] = part
     units = padded.reshape(spec.n // 16, 2, 8, -1, 4, 16)  # strip, half, n, unit, t, column
     if bits == 8:
-        packed = units.transpose(0, 3, 1, 2, 4, 5)
+        packed: Array = units.transpose(0, 3, 1, 2, 4, 5)
     else:
         split = units.reshape(*units.shape[:5], 2, 2, 4)  # s, b, i
         packed = (split[..., 0, :] | split[..., 1, :] << 4).transpose(0, 3, 2, 4, 1, 5, 6)
