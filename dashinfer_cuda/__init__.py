@@ -27,7 +27,7 @@ def capsule(library: Path | None = None) -> Any:
 
 
 def load_library(path: Path | None = None) -> ctypes.CDLL:
-    """The host library, told where the compiler and cuBLASLt lie in this environment."""
+    """The host library, told where the compiler lies in this environment."""
     from dashinfer_cuda._find import find_libraries
 
     path = path or HERE / LIBRARY

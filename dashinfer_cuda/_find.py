@@ -14,19 +14,13 @@ PATTERNS: Final = {
         "nvidia/cu12/lib/libnvrtc.so.12",
         "nvidia/cuda_nvrtc/lib/libnvrtc.so.12",
     ),
-    "cublaslt": (
-        "nvidia/cu13/lib/libcublasLt.so.13",
-        "nvidia/cu12/lib/libcublasLt.so.12",
-        "nvidia/cublas/lib/libcublasLt.so.12",
-    ),
 }
-TOOLKITS: Final = {"nvrtc": "libnvrtc.so", "cublaslt": "libcublasLt.so"}
+TOOLKITS: Final = {"nvrtc": "libnvrtc.so"}
 
 
 def find_libraries() -> dict[str, Path]:
     """The libraries that this environment has, by setting: wheels first, then a toolkit that CUDA_HOME names."""
-    found = {name: path for name in PATTERNS if (path := _find(name)) is not None}
-    return found
+    return {name: path for name in PATTERNS if (path := _find(name)) is not None}
 
 
 def _find(name: str) -> Path | None:

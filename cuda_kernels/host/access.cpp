@@ -75,7 +75,7 @@ int Program::slot_rows(int slot, int rows, std::vector<unsigned char>* bytes, De
         return DI_EINVAL;
     const di_slot& s = slots_[static_cast<size_t>(slot)];
     const di_slot& root = s.parent < 0 ? s : slots_[static_cast<size_t>(s.parent)];
-    if (rows > (s.rows == DI_ROWS_T ? desc_.max_tokens : desc_.tail_rows)) return DI_EINVAL;
+    if (rows > most_rows(s, desc_)) return DI_EINVAL;
     *stride = static_cast<size_t>(root.cols);
     *at = arena_.at() + static_cast<DevicePointer>(root.offset);
     bytes->resize(static_cast<size_t>(rows) * *stride * size_of(s.dtype));

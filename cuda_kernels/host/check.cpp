@@ -8,6 +8,7 @@ namespace di {
 namespace {
 
 constexpr int kMaxRows = 1 << 20;
+constexpr int64_t kMaxExpertRows = int64_t{1} << 24;
 
 bool is_number(const di_slot& slot) { return slot.dtype == DI_F32 || slot.dtype == DI_BF16; }
 
@@ -15,8 +16,8 @@ bool is_number(const di_slot& slot) { return slot.dtype == DI_F32 || slot.dtype 
 class Checker {
   public:
     Checker(const di_instr& in, const std::vector<di_slot>& slots, const std::vector<Weight>& weights,
-            const di_kv_desc& kv, Why why)
-        : in_(in), slots_(slots), weights_(weights), kv_(kv), why_(why) {}
+            const di_kv_desc& kv, int experts_per_token, Why why)
+        : in_(in), slots_(slots), weights_(weights), kv_(kv), chosen_(experts_per_token), why_(why) {}
 
     int run(bool in_tail);
 
@@ -59,6 +60,9 @@ class Checker {
     }
 
     void place(bool in_tail);
+    void planes();
+    void operand(const di_slot& x, const Weight& w, int grid);
+    void activation(int act);
     void embed();
     void rope_table();
     void norm();
@@ -69,7 +73,10 @@ class Checker {
     void cache(int layer, int count, int size);
     void rope_kv();
     void attention();
+    void route();
+    void experts(int act, int grid);
     void pointwise(int inputs);
+    void gate();
     void gather();
     void sample();
 
@@ -77,13 +84,15 @@ class Checker {
     const std::vector<di_slot>& slots_;
     const std::vector<Weight>& weights_;
     const di_kv_desc& kv_;
+    const int chosen_;  // experts of a token
     Why why_;
     int bad_ = DI_OK;
 };
 
 int Checker::run(bool in_tail) {
-    require(in_.op >= DI_OP_EMBED && in_.op <= DI_OP_QUANTIZE, "unknown to this device");
+    require(in_.op >= DI_OP_EMBED && in_.op <= DI_OP_GATE_ROWS, "unknown to this device");
     if (!bad_) place(in_tail);
+    if (!bad_) planes();
     if (bad_) return bad_;
     switch (in_.op) {
         case DI_OP_EMBED:
@@ -127,6 +136,18 @@ int Checker::run(bool in_tail) {
         case DI_OP_ADD:
             pointwise(2);
             break;
+        case DI_OP_ROUTE:
+            route();
+            break;
+        case DI_OP_EXPERT_LINEAR:
+            experts(in_.i[1], in_.in[2]);
+            break;
+        case DI_OP_EXPERT_SUM:
+            experts(DI_ACT_NONE, in_.in[3]);
+            break;
+        case DI_OP_GATE_ROWS:
+            gate();
+            break;
         case DI_OP_GATHER_ROWS:
             gather();
             break;
@@ -140,19 +161,34 @@ int Checker::run(bool in_tail) {
     return bad_;
 }
 
-// The body works on token rows and knows their tokens and caches; the tail works on tiles of logit rows, which it
-// gathers first.
+// The body works on token rows, or on those of experts, and knows tokens and caches; the tail works on tiles of logit
+// rows, which it gathers first.
 void Checker::place(bool in_tail) {
     const bool row_wise = in_.op == DI_OP_LINEAR || in_.op == DI_OP_QUANTIZE || in_.op == DI_OP_RMS_NORM ||
-                          in_.op == DI_OP_LAYER_NORM || (in_.op >= DI_OP_ACT && in_.op <= DI_OP_CAST);
+                          in_.op == DI_OP_LAYER_NORM || in_.op == DI_OP_GATE_ROWS ||
+                          (in_.op >= DI_OP_ACT && in_.op <= DI_OP_CAST);
     const bool ends = in_.op == DI_OP_GATHER_ROWS || in_.op == DI_OP_SAMPLE;
     require(row_wise || ends == in_tail, "stands in the %s of the program", in_tail ? "tail" : "body");
-    const int rows = in_tail ? DI_ROWS_R : DI_ROWS_T;
-    const char* other = in_tail ? "body" : "tail";
+    const bool experts = row_wise || in_.op == DI_OP_EXPERT_LINEAR || in_.op == DI_OP_EXPERT_SUM;
+    static constexpr const char* kNames[] = {"body", "tail", "experts"};  // by di_rows
+    const auto require_rows = [&](int id) {
+        const di_slot& s = slot(id);
+        require(in_tail ? s.rows == DI_ROWS_R : s.rows == DI_ROWS_T || (s.rows == DI_ROWS_E && experts),
+                "slot %d has the rows of the %s", id, kNames[s.rows]);
+    };
     for (int i = in_.op == DI_OP_GATHER_ROWS; i < DI_MAX_IN; ++i)
-        if (in_.in[i] >= 0) require(slot(in_.in[i]).rows == rows, "slot %d has the rows of the %s", in_.in[i], other);
+        if (in_.in[i] >= 0) require_rows(in_.in[i]);
     for (const int16_t out : in_.out)
-        if (out >= 0) require(slot(out).rows == rows, "slot %d has the rows of the %s", out, other);
+        if (out >= 0) require_rows(out);
+}
+
+// Planes are made by one operation and multiplied by others; nothing else reads or writes bytes.
+void Checker::planes() {
+    const bool multiplies = in_.op == DI_OP_LINEAR || in_.op == DI_OP_EXPERT_LINEAR || in_.op == DI_OP_EXPERT_SUM;
+    for (int i = multiplies; i < DI_MAX_IN; ++i)
+        if (in_.in[i] >= 0) require(slot(in_.in[i]).dtype != DI_I8, "slot %d holds planes of integers", in_.in[i]);
+    for (int i = in_.op == DI_OP_QUANTIZE; i < DI_MAX_OUT; ++i)
+        if (in_.out[i] >= 0) require(slot(in_.out[i]).dtype != DI_I8, "slot %d holds planes of integers", in_.out[i]);
 }
 
 void Checker::embed() {
@@ -164,9 +200,11 @@ void Checker::embed() {
 
 void Checker::rope_table() {
     const int kind = in_.i[0], half = in_.i[1];
-    require(kind >= DI_ROPE_STATIC && kind <= DI_ROPE_LONG, "rope kind %d is unknown", kind);
+    require(kind >= DI_ROPE_STATIC && kind <= DI_ROPE_PROMPT_NTK, "rope kind %d is unknown", kind);
     require(half <= kMaxHead / 2, "%d frequencies; at most %d", half, kMaxHead / 2);
     require(kind == DI_ROPE_STATIC || in_.i[2] >= 1, "an original context of %d tokens", in_.i[2]);
+    require(kind == DI_ROPE_STATIC || kind == DI_ROPE_LONG || half > 1, "NTK scaling of one frequency");
+    require(in_.i[7] == 0 || in_.i[7] > 1, "logn from %d tokens on", in_.i[7]);
     require(half >= 1 && output().dtype == DI_F32 && output().cols >= 2 * half, "%d columns for a table of 2 x %d",
             output().cols, half);
     vector(0, half, false);
@@ -175,35 +213,79 @@ void Checker::rope_table() {
 
 void Checker::norm() {
     const di_slot& x = input(0);
-    require(x.dtype == DI_F32 && is_number(output()) && x.cols == output().cols,
+    require(x.rows == output().rows && x.dtype == DI_F32 && is_number(output()) && x.cols == output().cols,
             "norms read fp32 and keep the columns");
     require(in_.i[0] >= 1 && in_.i[0] <= x.cols, "%d columns count of %d", in_.i[0], x.cols);
     vector(0, x.cols, false);
     vector(1, x.cols, true);
 }
 
-void Checker::linear() {
-    const di_slot &x = input(0), &y = output();
-    const Weight& w = matrix(0, false);
-    const int act = in_.i[0], kind = act & ~DI_ACT_MUL_BIT, columns = act & DI_ACT_MUL_BIT ? w.desc.n / 2 : w.desc.n;
-    require(act >= 0 && kind <= DI_ACT_GELU_ERF, "activation %d is unknown", act);
-    require(y.cols == columns, "%d output columns for %d of the weight", y.cols, columns);
-    require(is_number(y), "products are fp32 or bf16");
-    if (w.is_quantized()) {
-        require(x.dtype == DI_I8 && (x.cols == w.k_padded || x.cols == 2 * w.k_padded),
-                "%d bytes a row are no one or two planes of %d", x.cols, w.k_padded);
-        const di_slot& grid = input(2);
-        require(grid.dtype == DI_F32 && grid.cols >= 2 * w.shape.groups, "no scales and sums of %d groups",
-                w.shape.groups);
-    } else {
+// What a matrix multiplies: numbers, or planes and their grid.
+void Checker::operand(const di_slot& x, const Weight& w, int grid_id) {
+    if (!w.is_quantized()) {
         require(x.cols == w.k_padded, "%d input columns meet %d of the weight", x.cols, w.k_padded);
         require(is_number(x) && (x.dtype == DI_BF16) == (w.desc.dtype == DI_BF16),
                 "bf16 weights take bf16 activations, fp32 and fp16 weights fp32 ones");
+        return;
     }
+    require(x.dtype == DI_I8 && (x.cols == w.k_padded || x.cols == 2 * w.k_padded),
+            "%d bytes a row are no one or two planes of %d", x.cols, w.k_padded);
+    const di_slot& grid = slot(grid_id);
+    require(grid.rows == x.rows, "inputs and outputs have different rows");
+    require(grid.dtype == DI_F32 && grid.cols >= 2 * w.shape.groups, "no scales and sums of %d groups", w.shape.groups);
+}
+
+void Checker::activation(int act) {
+    require(act >= 0 && (act & ~DI_ACT_MUL_BIT) <= DI_ACT_GELU_ERF, "activation %d is unknown", act);
+}
+
+void Checker::linear() {
+    const di_slot &x = input(0), &y = output();
+    const Weight& w = matrix(0, false);
+    const int act = in_.i[0], columns = act & DI_ACT_MUL_BIT ? w.desc.n / 2 : w.desc.n;
+    activation(act);
+    require(x.rows == y.rows, "inputs and outputs have different rows");
+    require(y.cols == columns, "%d output columns for %d of the weight", y.cols, columns);
+    require(is_number(y), "products are fp32 or bf16");
+    operand(x, w, in_.in[2]);
     vector(1, w.desc.n, true);
     if (in_.in[1] < 0) return;
     const di_slot& residual = input(1);
+    require(residual.rows == y.rows, "inputs and outputs have different rows");
     require(residual.dtype == DI_F32 && residual.cols == y.cols, "the residual is no fp32 value of %d columns", y.cols);
+}
+
+void Checker::route() {
+    const di_slot &x = input(0), &y = output();
+    require(in_.i[0] >= 1 && in_.i[0] <= kMaxExperts && in_.i[1] == chosen_ && chosen_ >= 1 && chosen_ <= in_.i[0],
+            "%d of %d experts (at most %d) in a program with %d a token", in_.i[1], in_.i[0], kMaxExperts, chosen_);
+    require(x.rows == DI_ROWS_T && y.rows == DI_ROWS_T, "routing is of tokens");
+    require(x.dtype == DI_F32 && x.cols >= in_.i[0], "no fp32 logits of %d experts", in_.i[0]);
+    require(y.dtype == DI_F32 && y.cols >= 2 * chosen_, "no room for %d experts and their weights", chosen_);
+}
+
+void Checker::experts(int act, int grid) {
+    const di_slot &x = input(0), &routing = input(1), &y = output();
+    const Weight& w = matrix(0, false);
+    const bool sums = in_.op == DI_OP_EXPERT_SUM, gated = (act & DI_ACT_MUL_BIT) != 0;
+    require(x.rows == (sums ? DI_ROWS_E : DI_ROWS_T) && y.rows == (sums ? DI_ROWS_T : DI_ROWS_E),
+            "rows of tokens and of experts are mixed up");
+    require(routing.rows == DI_ROWS_T && routing.dtype == DI_F32 && chosen_ >= 1 && routing.cols >= 2 * chosen_,
+            "no routing to %d experts a token", chosen_);
+    activation(act);
+    require(in_.i[0] >= 1 && in_.i[0] <= kMaxExperts && w.desc.n % in_.i[0] == 0 &&
+                w.desc.n / in_.i[0] % (gated ? 2 * kCell : kCell) == 0,
+            "%d rows of the weight are no %d experts (at most %d) of whole panels", w.desc.n, in_.i[0], kMaxExperts);
+    if (bad_) return;
+    const int columns = w.desc.n / in_.i[0] / (gated ? 2 : 1);
+    require(y.cols == columns && is_number(y), "%d output columns for %d of an expert", y.cols, columns);
+    operand(x, w, grid);
+    if (!sums) return;
+    require(y.dtype == DI_F32, "sums of experts are fp32");
+    if (in_.in[2] < 0) return;
+    const di_slot& residual = input(2);
+    require(residual.rows == DI_ROWS_T && residual.dtype == DI_F32 && residual.cols == y.cols,
+            "the residual is no fp32 value of %d columns", y.cols);
 }
 
 void Checker::quantize() {
@@ -219,6 +301,8 @@ void Checker::quantize() {
     require(groups <= 65535, "%d groups; at most 65535", groups);
     require(head == 0 ? x.cols >= k : head > 0 && padded >= head && k % head == 0 && x.cols / padded >= k / head,
             "%d columns hold no %d, in heads of %d padded to %d", x.cols, k, head, padded);
+    require(in_.weight[0] < 0 || head == 0, "an order of columns that lie in heads names them with their padding");
+    require(x.rows == y.rows && grid.rows == y.rows, "inputs and outputs have different rows");
     vector(0, k, true);
 }
 
@@ -267,9 +351,18 @@ void Checker::attention() {
 
 void Checker::pointwise(int inputs) {
     for (int i = 0; i < inputs; ++i)
-        require(input(i).cols == output().cols && is_number(input(i)) && is_number(output()), "columns differ");
+        require(input(i).rows == output().rows && input(i).cols == output().cols && is_number(input(i)) &&
+                    is_number(output()),
+                "columns differ");
     if (in_.op == DI_OP_ACT)
         require(in_.i[0] >= DI_ACT_NONE && in_.i[0] <= DI_ACT_GELU_ERF, "activation %d is unknown", in_.i[0]);
+}
+
+void Checker::gate() {
+    const di_slot &x = input(0), &gates = input(1), &y = output();
+    require(x.rows == y.rows && gates.rows == y.rows, "inputs and outputs have different rows");
+    require(x.cols == y.cols && is_number(x) && is_number(y), "columns differ");
+    require(gates.dtype == DI_F32, "gates are fp32");
 }
 
 void Checker::gather() {
@@ -286,8 +379,6 @@ void Checker::sample() {
 }  // namespace
 
 int check_limits(const di_program_desc& d, Why why) {
-    if (d.struct_size < sizeof(di_program_desc))
-        return why.fail(DI_EINVAL, "program: its description is of an older interface");
     if (d.n_slots < 1 || d.n_slots > 32767 || d.n_weights < 0 || d.n_body < 1 || d.n_tail < 0)
         return why.fail(DI_EINVAL, "program: bad counts (%d slots, %d weights, %d instructions)", d.n_slots,
                         d.n_weights, d.n_body);
@@ -296,7 +387,16 @@ int check_limits(const di_program_desc& d, Why why) {
         !in_range(d.max_seqs, 1, kMaxRows) || !in_range(d.max_logprobs, 0, kMaxTop) || d.arena_bytes < 0)
         return why.fail(DI_EINVAL, "program: bad limits (%d tokens, %d tail rows, %d sequences, %d logprobs)",
                         d.max_tokens, d.tail_rows, d.max_seqs, d.max_logprobs);
+    if (d.experts_per_token < 0 || d.experts_per_token > kMaxExperts ||
+        int64_t{d.max_tokens} * d.experts_per_token > kMaxExpertRows)
+        return why.fail(DI_EINVAL, "program: bad limits (%d experts for each of %d tokens)", d.experts_per_token,
+                        d.max_tokens);
     return DI_OK;
+}
+
+int64_t most_rows(const di_slot& slot, const di_program_desc& d) {
+    if (slot.rows == DI_ROWS_R) return d.tail_rows;
+    return slot.rows == DI_ROWS_E ? int64_t{d.max_tokens} * d.experts_per_token : d.max_tokens;
 }
 
 int check_slots(const di_program_desc& d, Why why) {
@@ -304,6 +404,9 @@ int check_slots(const di_program_desc& d, Why why) {
         const di_slot& s = d.slots[i];
         if (!is_number(s) && s.dtype != DI_I8)
             return why.fail(DI_EUNSUPPORTED, "slot %d: activations are fp32 or bf16", i);
+        if (s.rows > DI_ROWS_E || (s.rows == DI_ROWS_E && d.experts_per_token == 0))
+            return why.fail(DI_EUNSUPPORTED, "slot %d: rows of kind %d in a program with %d experts a token", i, s.rows,
+                            d.experts_per_token);
         if (s.cols < kCell || s.cols % kCell || s.first_col % kCell || s.first_col < 0 || s.cols > kMaxColumns ||
             s.first_col > kMaxColumns)
             return why.fail(DI_EUNSUPPORTED, "slot %d: columns %d at %d are not multiples of %d", i, s.cols,
@@ -316,7 +419,7 @@ int check_slots(const di_program_desc& d, Why why) {
                 return why.fail(DI_EUNSUPPORTED, "slot %d: does not fit its parent %d", i, s.parent);
             continue;
         }
-        const int64_t rows = round_up(s.rows == DI_ROWS_T ? d.max_tokens : d.tail_rows, kCell);
+        const int64_t rows = round_up(most_rows(s, d), kCell);
         const int64_t bytes = rows * s.cols * static_cast<int64_t>(size_of(s.dtype));
         if (s.offset < 0 || s.offset % 64 || s.offset > d.arena_bytes - bytes)
             return why.fail(DI_EUNSUPPORTED, "slot %d: lies outside the arena", i);
@@ -339,8 +442,8 @@ int check_cache(const di_kv_desc& kv, Why why) {
 }
 
 int check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& slots, const std::vector<Weight>& weights,
-                const di_kv_desc& kv, Why why) {
-    return Checker(in, slots, weights, kv, why).run(in_tail);
+                const di_kv_desc& kv, int experts_per_token, Why why) {
+    return Checker(in, slots, weights, kv, experts_per_token, why).run(in_tail);
 }
 
 int check_step(const di_step& step, const StepLimits& limits, Why why) {

@@ -2,7 +2,9 @@
 #include "device.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 
@@ -104,8 +106,14 @@ int info(void* opaque, di_info* out) {
 }
 
 int program_create(void* device, const di_program_desc* desc, void** out, char* text, size_t size) {
+    *out = nullptr;
+    const Why why{text, size};
+    if (desc->struct_size < offsetof(di_program_desc, experts_per_token))
+        return why.fail(DI_EINVAL, "program: its description is of an older interface");
+    di_program_desc known{};  // fields that the caller does not know stay 0
+    std::memcpy(&known, desc, std::min<size_t>(desc->struct_size, sizeof known));
     int status = DI_OK;
-    *out = Program::create(*static_cast<Device*>(device), *desc, {text, size}, &status);
+    *out = Program::create(*static_cast<Device*>(device), known, why, &status);
     return status;
 }
 

@@ -35,6 +35,8 @@ View Launcher::view(int id) const {
 
 Rows Launcher::rows_of(int id) const {
     if (slot(id).rows == DI_ROWS_R) return tile_.rows;
+    if (slot(id).rows == DI_ROWS_E)
+        return {in_block<int32_t>(StepLayout::kCountE), size_.T * program_.desc_.experts_per_token};
     return {in_block<int32_t>(StepLayout::kCountT), size_.T};
 }
 
@@ -102,6 +104,11 @@ int Launcher::instr(const di_instr& in, int plan) {
             return heads(in);
         case DI_OP_ATTENTION:
             return attention(in, plan);
+        case DI_OP_ROUTE:
+            return route(in);
+        case DI_OP_EXPERT_LINEAR:
+        case DI_OP_EXPERT_SUM:
+            return experts(in);
         case DI_OP_GATHER_ROWS:
             return gather(in);
         case DI_OP_SAMPLE:
@@ -146,6 +153,7 @@ int Launcher::rope_table(const di_instr& in) {
     args.long_inv_freq = vector(in.weight[1]);
     args.positions = in_block<int32_t>(layout_.positions);
     args.history = in_block<int32_t>(layout_.history);
+    args.prompt_len = in_block<int32_t>(layout_.prompt_len);
     args.rows = rows_of(in.out[0]);
     args.position_rows = size_.position_rows;
     args.position_stride = size_.T;
@@ -154,6 +162,7 @@ int Launcher::rope_table(const di_instr& in) {
     args.original = in.i[2];
     for (int i = 0; i < 3; ++i) args.sections[i] = in.i[3 + i];
     args.interleaved = in.i[6];
+    args.logn = in.i[7];
     args.attention = in.f[0];
     args.scaling = in.f[1];
     args.theta = in.f[2];
@@ -174,29 +183,92 @@ int Launcher::norm(const di_instr& in) {
 
 int Launcher::linear(const di_instr& in) {
     const Weight& w = program_.weights_[static_cast<size_t>(in.weight[0])];
-    const Epilogue epilogue{view(in.out[0]), view(in.in[1]), vector(in.weight[1]), in.i[0]};
+    LinearArgs args{};
+    args.e = {view(in.out[0]), view(in.in[1]), vector(in.weight[1]), in.i[0]};
+    args.x = view(in.in[0]);
+    args.N = w.desc.n;
+    args.rows = rows_of(in.out[0]);
+    return product(w, args, args.x, view(in.in[2]));
+}
+
+// A product with numbers, or with the codes of a quantized weight.
+int Launcher::product(const Weight& w, LinearArgs args, const View& planes, const View& grid) {
+    const Chip& chip = program_.device_->chip;
     if (!w.is_quantized()) {
-        LinearArgs args{};
-        args.e = epilogue;
-        args.x = view(in.in[0]);
         args.w = reinterpret_cast<const void*>(w.data);
         args.w_stride = args.K = w.k_padded;
         args.w_dtype = w.desc.dtype;
-        args.N = w.desc.n;
-        args.rows = rows_of(in.out[0]);
-        return launch(launch_linear(args, program_.device_->chip), args);
+        return launch(launch_linear(args, chip), args);
     }
-    const View planes = view(in.in[0]), grid = view(in.in[2]);
-    LinearCodesArgs args{};
-    args.e = epilogue;
-    args.w = w.codes();
-    args.planes = static_cast<const int8_t*>(planes.data);
-    args.planes_stride = planes.stride;
-    args.grid = static_cast<const float*>(grid.data);
-    args.grid_stride = grid.stride;
-    args.n_planes = planes.cols / w.k_padded;
-    args.rows = rows_of(in.out[0]);
-    return launch(launch_linear_codes(args, program_.device_->chip), args);
+    LinearCodesArgs codes{};
+    codes.e = args.e;
+    codes.experts = args.experts;
+    codes.w = w.codes();
+    codes.planes = static_cast<const int8_t*>(planes.data);
+    codes.planes_stride = planes.stride;
+    codes.grid = static_cast<const float*>(grid.data);
+    codes.grid_stride = grid.stride;
+    codes.n_planes = planes.cols / w.k_padded;
+    codes.rows = args.rows;
+    return launch(launch_linear_codes(codes, chip), codes);
+}
+
+int Launcher::route(const di_instr& in) {
+    grouped_slot_ = -1;
+    RouteArgs args{view(in.in[0]), view(in.out[0]), in.i[0], in.i[1], in.i[2], in.f[0], rows_of(in.out[0])};
+    return launch(launch_route(args), args);
+}
+
+// expert_linear writes its products; expert_sum puts them aside in fp32 and then adds those of a token.
+int Launcher::experts(const di_instr& in) {
+    const bool sums = in.op == DI_OP_EXPERT_SUM;
+    const Weight& w = program_.weights_[static_cast<size_t>(in.weight[0])];
+    const View x = view(in.in[0]), routing = view(in.in[1]), out = view(in.out[0]);
+    const Rows tokens{in_block<int32_t>(StepLayout::kCountT), size_.T};
+    const int chosen = program_.desc_.experts_per_token;
+    LinearArgs args{};
+    args.e.out = sums ? View{reinterpret_cast<void*>(program_.experts_.at()), out.cols, out.cols, F32} : out;
+    args.e.act = sums ? 0 : in.i[1];
+    args.x = x;
+    args.N = w.desc.n / in.i[0];
+    args.rows = tokens;
+    args.experts.chosen = chosen;
+    args.experts.experts = in.i[0];
+    args.experts.N = args.N;
+    args.experts.share = sums ? 1 : chosen;
+    args.experts.routing = static_cast<const float*>(routing.data);
+    args.experts.routing_stride = routing.stride;
+    const int tile = expert_tile_rows(size_.T, w.is_quantized() ? x.cols / w.k_padded : 0);
+    if (const int bad = group(in, tile, &args.experts)) return bad;
+    if (const int bad = product(w, args, x, view(in.in[sums ? 3 : 2]))) return bad;
+    if (!sums) return DI_OK;
+    ExpertSumArgs sum{args.e.out, view(in.in[2]), out, args.experts.routing, routing.stride, chosen, tokens};
+    return launch(launch_expert_sum(sum), sum);
+}
+
+// Sorts the rows of a step by expert, once for all products that want the same tiles. 0 rows a tile: nothing is sorted.
+int Launcher::group(const di_instr& in, int tile_rows, Experts* experts) {
+    if (tile_rows == 0) return DI_OK;
+    const DevicePointer list = program_.experts_.at() + static_cast<DevicePointer>(program_.expert_sum_bytes_);
+    const int64_t rows = int64_t{program_.desc_.max_tokens} * program_.desc_.experts_per_token;
+    const DevicePointer count = list + static_cast<DevicePointer>(round_up(4 * rows, 256)), tiles = count + 256;
+    experts->list = reinterpret_cast<const int32_t*>(list);
+    experts->n_tiles = reinterpret_cast<const int32_t*>(count);
+    experts->tiles = reinterpret_cast<const ExpertTile*>(tiles);
+    if (grouped_slot_ == in.in[1] && grouped_tile_ == tile_rows) return DI_OK;
+    grouped_slot_ = in.in[1];
+    grouped_tile_ = tile_rows;
+    GroupArgs args{};
+    args.routing = experts->routing;
+    args.routing_stride = experts->routing_stride;
+    args.experts = experts->experts;
+    args.chosen = experts->chosen;
+    args.tile_rows = tile_rows;
+    args.list = reinterpret_cast<int32_t*>(list);
+    args.tiles = reinterpret_cast<ExpertTile*>(tiles);
+    args.n_tiles = reinterpret_cast<int32_t*>(count);
+    args.rows = {in_block<int32_t>(StepLayout::kCountT), size_.T};
+    return launch(launch_expert_group(args), args);
 }
 
 int Launcher::quantize(const di_instr& in) {
@@ -303,11 +375,15 @@ int Launcher::attention(const di_instr& in, int plan) {
 
 int Launcher::pointwise(const di_instr& in) {
     static constexpr PointwiseOp kOps[] = {POINT_ACT, POINT_MUL, POINT_ADD, POINT_SCALE, POINT_SOFTCAP, POINT_CAST};
-    const bool has_two = in.op == DI_OP_MUL || in.op == DI_OP_ADD;
-    PointwiseArgs args{view(in.in[0]),    has_two ? view(in.in[1]) : View{},
-                       view(in.out[0]),   kOps[in.op - DI_OP_ACT],
-                       in.i[0],           in.f[0],
-                       rows_of(in.out[0])};
+    const bool gates = in.op == DI_OP_GATE_ROWS, has_two = gates || in.op == DI_OP_MUL || in.op == DI_OP_ADD;
+    PointwiseArgs args{};
+    args.a = view(in.in[0]);
+    args.b = has_two ? view(in.in[1]) : View{};
+    args.out = view(in.out[0]);
+    args.op = gates ? POINT_GATE : kOps[in.op - DI_OP_ACT];
+    args.act = in.i[0];
+    args.factor = in.f[0];
+    args.rows = rows_of(in.out[0]);
     return launch(launch_pointwise(args), args);
 }
 

@@ -32,6 +32,10 @@ class Launcher {
     int attention(const di_instr& in, int plan);
     int pointwise(const di_instr& in);
     int gather(const di_instr& in);
+    int route(const di_instr& in);
+    int experts(const di_instr& in);
+    int product(const Weight& w, LinearArgs args, const View& planes, const View& grid);
+    int group(const di_instr& in, int tile_rows, Experts* experts);
     int sample(const di_instr& in);
     int copy_logits(const View& logits);
 
@@ -57,6 +61,7 @@ class Launcher {
     const StepLayout layout_;
     const Why why_;
     Tile tile_{};
+    int grouped_slot_ = -1, grouped_tile_ = 0;  // the routing that the rows are sorted by, and its tiles' height
 };
 
 }  // namespace di

@@ -50,6 +50,7 @@ Program::Program(std::shared_ptr<OpenDevice> device)
       sampling_(driver()),
       last_tokens_(driver()),
       parts_(driver()),
+      experts_(driver()),
       staging_(driver()) {
     captures_ = setting("graphs") != "0";
 }
@@ -67,8 +68,8 @@ Program::~Program() {
     if (order_) driver().cuEventDestroy_v2(order_);
     if (copy_stream_) driver().cuStreamDestroy_v2(copy_stream_);
     if (stream_) driver().cuStreamDestroy_v2(stream_);
-    for (DeviceMemory* memory :
-         {&weight_memory_, &kv_memory_, &arena_, &block_, &lists_, &results_, &sampling_, &last_tokens_, &parts_})
+    for (DeviceMemory* memory : {&weight_memory_, &kv_memory_, &arena_, &block_, &lists_, &results_, &sampling_,
+                                 &last_tokens_, &parts_, &experts_})
         memory->release();
 }
 
@@ -87,7 +88,9 @@ int Program::prepare(const di_program_desc& desc, Why why) {
     }
     for (const auto* list : {&body_, &tail_})
         for (const di_instr& instr : *list)
-            if (const int bad = check_instr(instr, list == &tail_, slots_, weights_, desc_.kv, why)) return bad;
+            if (const int bad =
+                    check_instr(instr, list == &tail_, slots_, weights_, desc_.kv, desc_.experts_per_token, why))
+                return bad;
     for (const di_instr& instr : tail_) {
         if (instr.op != DI_OP_SAMPLE) continue;
         if (vocab_) return why.fail(DI_EUNSUPPORTED, "program: more than one instruction samples");
@@ -105,6 +108,7 @@ int Program::prepare(const di_program_desc& desc, Why why) {
     if (const int bad = place_weights(desc, why)) return bad;
     if (const int bad = place_cache(why)) return bad;
     if (const int bad = place_work(why)) return bad;
+    if (const int bad = place_experts(why)) return bad;
     return make_flights(why);
 }
 
@@ -153,6 +157,25 @@ int Program::place_work(Why why) {
     return DI_OK;
 }
 
+// Products that are summed over experts, then the rows of a product sorted by expert, their tiles and the tiles'
+// number.
+int Program::place_experts(Why why) {
+    const int64_t rows = int64_t{desc_.max_tokens} * desc_.experts_per_token;
+    int64_t experts = 0;
+    for (const di_instr& instr : body_) {
+        if (instr.op != DI_OP_EXPERT_LINEAR && instr.op != DI_OP_EXPERT_SUM) continue;
+        experts = std::max<int64_t>(experts, instr.i[0]);
+        if (instr.op == DI_OP_EXPERT_SUM)
+            expert_sum_bytes_ =
+                std::max(expert_sum_bytes_, 4 * round_up(rows, kCell) * slots_[static_cast<size_t>(instr.out[0])].cols);
+    }
+    if (experts == 0) return DI_OK;
+    const int64_t tiles = experts + rows / kCell + 1;
+    const int64_t bytes =
+        expert_sum_bytes_ + round_up(4 * rows, 256) + tiles * static_cast<int64_t>(sizeof(ExpertTile)) + 256;
+    return experts_.allocate(static_cast<size_t>(bytes), why, "experts");
+}
+
 int Program::make_flights(Why why) {
     for (int i = 0; i < kStepsInFlight; ++i) {
         auto flight = std::make_unique<Flight>(driver());
@@ -181,8 +204,30 @@ void Program::plan_attention() {
 int Program::weight_write(int weight, int row0, int rows, const void* const* row_data, int source, Why why) {
     if (weight < 0 || static_cast<size_t>(weight) >= weights_.size())
         return why.fail(DI_EINVAL, "weight %d does not exist", weight);
+    const Weight& w = weights_[static_cast<size_t>(weight)];
+    if (w.desc.kind == DI_WEIGHT_VECTOR && rows == 1 && row_data[0])
+        if (const int bad = check_order(weight, row_data[0], why)) return bad;
     const ContextScope scope(driver(), device_->context);
     return weights_[static_cast<size_t>(weight)].write(driver(), stream_, row0, rows, row_data, source, weight, why);
+}
+
+// The columns that a quantize takes: each within its input, none twice.
+int Program::check_order(int weight, const void* values, Why why) const {
+    for (const auto* list : {&body_, &tail_})
+        for (const di_instr& in : *list) {
+            if (in.op != DI_OP_QUANTIZE || in.weight[0] != weight) continue;
+            const auto* order = static_cast<const int32_t*>(values);
+            const int columns = slots_[static_cast<size_t>(in.in[0])].cols;
+            std::vector<bool> seen(static_cast<size_t>(columns));
+            for (int k = 0; k < in.i[0]; ++k) {
+                if (order[k] < 0 || order[k] >= columns || seen[static_cast<size_t>(order[k])])
+                    return why.fail(DI_EINVAL,
+                                    "weight %d: column %d at place %d of the order; expected %d different of %d",
+                                    weight, order[k], k, in.i[0], columns);
+                seen[static_cast<size_t>(order[k])] = true;
+            }
+        }
+    return DI_OK;
 }
 
 int Program::weight_write_codes(int weight, int row0, int rows, const uint8_t* const* codes, const float* const* scales,

@@ -54,6 +54,8 @@ class Program {
     int place_weights(const di_program_desc& desc, Why why);
     int place_cache(Why why);
     int place_work(Why why);
+    int place_experts(Why why);
+    int check_order(int weight, const void* values, Why why) const;
     int make_flights(Why why);
     void plan_attention();
 
@@ -91,10 +93,12 @@ class Program {
     KvPool pool_{};
     int vocab_ = 0;
 
-    DeviceMemory weight_memory_, kv_memory_, arena_, block_, lists_, results_, sampling_, last_tokens_, parts_;
+    DeviceMemory weight_memory_, kv_memory_, arena_, block_, lists_, results_, sampling_, last_tokens_, parts_,
+        experts_;
     int tile_rows_ = kAttentionRows;  // of the step's pieces of attention
     int64_t part_row_bytes_ = 0;      // of a query row's partial result, all KV heads together
     int64_t part_rows_ = 0;           // that there is room for
+    int64_t expert_sum_bytes_ = 0;    // of the products of an expert_sum; the rows' order by expert lies behind them
     Lists step_lists_;
     std::vector<Sample> samples_;
     size_t clear_at_ = 0, external_row_at_ = 0, external_at_ = 0, external_count_at_ = 0;  // in the step's lists

@@ -4,8 +4,11 @@
 
 namespace di {
 
-// "kernels" (folder with cubin/ and src/), "nvrtc" and "cublaslt" (libraries), "cache" (folder for kernels compiled
-// here): DASHINFER_CUDA_KERNELS and so on, else what di_cuda_set gave, else "".
+// DASHINFER_CUDA_<NAME> from the environment, else what di_cuda_set gave, else "". Names:
+//   driver, nvrtc  libraries
+//   kernels        a folder with cubin/ and src/
+//   cache          a folder for kernels that are compiled here
+//   graphs         0: every step launch by launch
 std::string setting(const char* name);
 
 }  // namespace di

@@ -126,7 +126,8 @@ int Program::stage(const di_step& step, const StepSize& size, Flight* flight, Wh
     }
     const std::vector<unsigned char>& lists = step_lists_.bytes();
     if (const int bad = reserve(layout.bytes, lists.size(), flight, why)) return bad;
-    fill_block(step, size, layout, plans_, desc_.kv.block_tokens, samples_, lists_.at(), flight->block.data());
+    fill_block(step, size, layout, plans_, desc_.kv.block_tokens, desc_.experts_per_token, samples_, lists_.at(),
+               flight->block.data());
     const Driver& d = driver();
     if (!lists.empty()) {
         std::memcpy(flight->lists.data(), lists.data(), lists.size());

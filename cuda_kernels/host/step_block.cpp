@@ -39,7 +39,7 @@ bool StepSize::operator<(const StepSize& other) const {
 }
 
 StepLayout::StepLayout(const StepSize& size) {
-    size_t at = aligned(8 + 8 * size.works.size());
+    size_t at = aligned(count_works(size.works.size()));
     const auto take = [&](int64_t count, size_t element) {
         const size_t begin = at;
         at = aligned(at + static_cast<size_t>(count) * element);
@@ -48,6 +48,7 @@ StepLayout::StepLayout(const StepSize& size) {
     tokens = take(size.T, 4);
     positions = take(int64_t{size.position_rows} * size.T, 4);
     history = take(size.T, 4);
+    prompt_len = take(size.T, 4);
     kv_slot = take(size.T, 4);
     q_offset = take(size.B + 1, 4);
     kv_len = take(size.B, 4);
@@ -92,8 +93,8 @@ void list_samples(const di_step& step, int vocab, int max_top, Lists* lists, std
 }
 
 void fill_block(const di_step& step, const StepSize& size, const StepLayout& layout,
-                const std::vector<AttentionPlan>& plans, int block_tokens, const std::vector<Sample>& samples,
-                uint64_t lists_at, unsigned char* block) {
+                const std::vector<AttentionPlan>& plans, int block_tokens, int experts_per_token,
+                const std::vector<Sample>& samples, uint64_t lists_at, unsigned char* block) {
     const auto ints = [&](size_t at) { return reinterpret_cast<int32_t*>(block + at); };
     const auto copy = [&](size_t at, const void* from, size_t bytes) {
         if (bytes) std::memcpy(block + at, from, bytes);
@@ -101,6 +102,7 @@ void fill_block(const di_step& step, const StepSize& size, const StepLayout& lay
     const auto T = static_cast<size_t>(step.T), B = static_cast<size_t>(step.B), R = static_cast<size_t>(step.R);
     *ints(StepLayout::kCountT) = step.T;
     *ints(StepLayout::kCountR) = step.R;
+    *ints(StepLayout::kCountE) = step.T * experts_per_token;
     copy(layout.tokens, step.tokens, 4 * T);
     for (int row = 0; row < step.position_rows; ++row)
         copy(layout.positions + 4 * static_cast<size_t>(row) * static_cast<size_t>(size.T),
@@ -114,6 +116,7 @@ void fill_block(const di_step& step, const StepSize& size, const StepLayout& lay
         const int begin = step.q_offset[b], end = step.q_offset[b + 1], before = step.kv_len[b] - (end - begin);
         for (int t = begin; t < end; ++t) {
             ints(layout.history)[t] = std::max(step.prompt_len[b], step.positions[t] + 1);
+            ints(layout.prompt_len)[t] = step.prompt_len[b];
             if (size.table_width == 0) continue;
             const int at = before + t - begin;
             ints(layout.kv_slot)[t] = table[at / block_tokens] * block_tokens + at % block_tokens;

@@ -23,13 +23,14 @@ struct StepLayout {
     explicit StepLayout(const StepSize& size);
 
     // How much of a bucket is used.
-    static constexpr size_t kCountT = 0, kCountR = 4;
-    static constexpr size_t count_works(size_t plan) { return 8 + 8 * plan; }
-    static constexpr size_t count_merges(size_t plan) { return 12 + 8 * plan; }
+    static constexpr size_t kCountT = 0, kCountR = 4, kCountE = 8;  // E: rows of experts
+    static constexpr size_t count_works(size_t plan) { return 16 + 8 * plan; }
+    static constexpr size_t count_merges(size_t plan) { return 20 + 8 * plan; }
 
-    size_t tokens, positions, history, kv_slot;  // [T], [position_rows][T], [T], [T]
-    size_t q_offset, kv_len, bidirectional;      // [B + 1], [B], [B]
-    size_t logit_row, samples;                   // [R]
+    size_t tokens, positions, kv_slot;       // [T], [position_rows][T], [T]
+    size_t history, prompt_len;              // [T] of the token's sequence
+    size_t q_offset, kv_len, bidirectional;  // [B + 1], [B], [B]
+    size_t logit_row, samples;               // [R]
     std::vector<size_t> works, merges;
     size_t table;  // [B][table_width]
     size_t bytes;
@@ -53,7 +54,7 @@ void list_samples(const di_step& step, int vocab, int max_top, Lists* lists, std
 // Fills the block of a step no larger than `size`. `lists_at` is where the lists lie on the GPU; samples' addresses are
 // places in them, plus one.
 void fill_block(const di_step& step, const StepSize& size, const StepLayout& layout,
-                const std::vector<AttentionPlan>& plans, int block_tokens, const std::vector<Sample>& samples,
-                uint64_t lists_at, unsigned char* block);
+                const std::vector<AttentionPlan>& plans, int block_tokens, int experts_per_token,
+                const std::vector<Sample>& samples, uint64_t lists_at, unsigned char* block);
 
 }  // namespace di

@@ -28,6 +28,7 @@ int Weight::describe(const di_weight_desc& d, int id, Why why) {
         if (d.quant_group < 1 || d.quant_group > d.k || d.k_group != d.quant_group ||
             d.k_group_padded != round_up(d.quant_group, kQuantCell))
             return refuse("its quantization groups do not fit its columns");
+        if (d.quant_group > kMaxGroup) return refuse("more than 65536 columns share a scale; quantize it by groups");
         shape = {d.k,
                  d.quant_group,
                  (d.k + d.quant_group - 1) / d.quant_group,

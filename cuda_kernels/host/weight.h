@@ -8,6 +8,7 @@ namespace di {
 constexpr int kCell = 32;       // columns and rows are padded to this
 constexpr int kQuantCell = 64;  // and the groups of quantized columns to this
 constexpr int kMaxColumns = 1 << 24;
+constexpr int kMaxGroup = 1 << 16;  // the sums of a plane of bytes stay within int32
 constexpr size_t kWeightAlign = 256;
 
 class Weight {
