@@ -77,7 +77,7 @@ class Finish:
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
 FMA = [("linear_gemv1_{}", 1, 96, 160), ("linear_gemv8_{}", 9, 64, 1056), ("linear_fma", 70, 96, 96)]
-MMA = [("linear_skinny_{}", 13, 64, 1056), ("linear_mma64_{}", 70, 96, 96), ("linear_mma128_{}", 515, 160, 64)]
+MMA = [("linear_skinny_{}", 13, 64, 1056), ("linear_mma64_{}", 70, 96, 128), ("linear_mma128_{}", 515, 160, 64)]
 CASES = [(*case, x, w, 70) for case in FMA for x, w in (("f32", "f32"), ("f32", "f16"), ("bf16", "bf16"))]
 CASES += [(*case, t, t, 80) for case in MMA for t in ("bf16", "f16")]
 CASES += [(f"{name.format('f16')}_f32", *size, "f32", "f16", 75) for name, *size in MMA[:2]]
@@ -121,6 +121,7 @@ def check_linear(
     ("count", "n", "k", "group", "scales", "act"),
     [
         (1, 96, 320, 320, "f32", 0),
+        (5, 96, 130, 130, "bf16", GATED + 1),
         (9, 64, 700, 64, "bf16", 0),
         (13, 64, 200, 100, "f16", GATED + 1),
         (70, 96, 256, 128, "f32", 0),
