@@ -33,7 +33,7 @@ __device__ __forceinline__ float clamped(float x, float high) { return fminf(fma
 // not finite has the scale NaN.
 __device__ inline void store_codes(const float* x, int D, const KvPool& kv, uint8_t* row, float2* grid, int lane) {
     const float largest = kv.dtype == U8 ? 255.0f : 15.0f;
-    float low = x[0], high = x[0], finite = 0;  // finite: 0, or NaN
+    float low = 0, high = 0, finite = 0;  // the range holds 0; finite: 0, or NaN
     for (int c = lane; c < D; c += 32) {
         low = fminf(low, x[c]);
         high = fmaxf(high, x[c]);
@@ -44,7 +44,7 @@ __device__ inline void store_codes(const float* x, int D, const KvPool& kv, uint
     finite = warp_sum(finite);
     const bool broken = finite != finite;
     const float scale = broken ? 1.0f : fmaxf((high - low) / largest, 1e-5f);
-    const float zero = broken ? 0.0f : rintf(clamped(-low / scale, largest));
+    const float zero = broken ? 0.0f : rintf(-low / scale);
     const auto code = [&](int c) -> uint32_t {
         if (broken) return 0;
         return static_cast<uint32_t>(c < D ? clamped(rintf(x[c] / scale) + zero, largest) : zero);

@@ -211,7 +211,6 @@ EXPORT int cuDeviceGetAttribute(int* value, int attribute, int) {
     }
     return kSuccess;
 }
-EXPORT int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = state().memory, kSuccess; }
 EXPORT int cuDevicePrimaryCtxRetain(void** context, int device) {
     return *context = reinterpret_cast<void*>(static_cast<uintptr_t>(device) + 1), kSuccess;
 }

@@ -43,7 +43,6 @@ constexpr int kCudaOutOfMemory = 2;
     F(cuDeviceGet, int*, int)                                                                                     \
     F(cuDeviceGetName, char*, int, int)                                                                           \
     F(cuDeviceGetAttribute, int*, int, int)                                                                       \
-    F(cuDeviceTotalMem_v2, size_t*, int)                                                                          \
     F(cuDevicePrimaryCtxRetain, void**, int)                                                                      \
     F(cuDevicePrimaryCtxRelease_v2, int)                                                                          \
     F(cuCtxPushCurrent_v2, void*)                                                                                 \

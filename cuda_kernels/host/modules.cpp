@@ -13,8 +13,6 @@ namespace di {
 
 namespace {
 
-constexpr int kFreeShared = 48 << 10;  // what a kernel may take without asking
-
 // The folder with cubin/ and src/: as set, else the one that this library lies in.
 std::string kernel_folder() {
     std::string folder = setting("kernels");
@@ -112,7 +110,7 @@ int Modules::load_image(const std::string& image, const std::string& name, Why w
 void* Modules::function(const char* name, int shared) {
     auto found = functions_.find(name);
     if (found == functions_.end()) {
-        Function function{nullptr, kFreeShared};
+        Function function{nullptr, 0};
         for (void* module : modules_)
             if (driver_.cuModuleGetFunction(&function.handle, module, name) == 0) break;
         if (!function.handle) return nullptr;

@@ -10,6 +10,17 @@ from cuda_emulator import emulator, missing
 from emulated_kernels import Kernels
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compiles before the first test begins: no test's time limit is meant for that."""
+    here = Path(__file__).parent
+    if (
+        not session.config.option.collectonly
+        and not missing()
+        and any(here in item.path.parents for item in session.items)
+    ):
+        emulator()
+
+
 @pytest.fixture(scope="session", params=[80, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (70, 75))])
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     """All kernels, on the code paths of SM80; in the full matrix also on those of SM70 and SM75, which have fewer."""

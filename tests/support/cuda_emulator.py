@@ -102,8 +102,10 @@ def emulator(arch: int = 80) -> Emulator:
     together = folder / hashlib.sha256(" ".join(target.path.name for target in kernels).encode()).hexdigest()[:16]
     (together / "cubin").mkdir(parents=True, exist_ok=True)
     for target in kernels:
-        image = b"DIEMU\0" + str(target.path).encode() + b"\0"
-        (together / "cubin" / f"{target.name}.cubin").write_bytes(image)
+        image, fresh = together / "cubin" / f"{target.name}.cubin", together / f"{target.name}.{os.getpid()}"
+        if not image.exists():  # another process may be reading
+            fresh.write_bytes(b"DIEMU\0" + str(target.path).encode() + b"\0")
+            fresh.rename(image)
     return Emulator(host.path, driver.path, together)
 
 
