@@ -100,7 +100,6 @@ __device__ Key select(const float* x, int n, Sum need, SelectScratch& s, Measure
         prefix |= static_cast<uint32_t>(s.found[0]) << shift;
         need -= s.found[1];
         known = shift ? ~0u << shift : ~0u;
-        __syncthreads();
     }
     const int last = walk(n, need - 1, s, [&](int i) -> Sum { return ordered(x[i]) == prefix ? measure(i) : 0; });
     return static_cast<Key>(prefix) << 32 | ~static_cast<uint32_t>(last);

@@ -29,7 +29,7 @@ ENGINE_TOKENS = 16
 PROMPTS = ("p0", "p1", "p2")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def emulated() -> Iterator[Emulator]:
     """The device "cuda" on the emulator."""
     if why := missing():
@@ -37,6 +37,7 @@ def emulated() -> Iterator[Emulator]:
     made = emulator()
     made.register()
     yield made
+    made.set("graphs", "")
 
 
 def generate(folder: Path, device: Any, *, dtype: Any, kv_dtype: Any, chunk: int | None = None) -> list[Any]:
@@ -106,7 +107,7 @@ def test_engine(emulated: Emulator, golden: Path, graphs: str) -> None:
     emulated.set("graphs", graphs)
     device = open_device("cuda")
     limits = Limits(max_tokens=16, max_seqs=3, tail_rows=2, max_logprobs=4)
-    executable, program = load(golden / "qwen2_5", device, limits=limits, blocks=5, block_tokens=32)
+    executable, program = load(golden / "qwen2_5", device, limits=limits, blocks=4, block_tokens=32)
     engine = Engine(executable, program)
     params = SamplingParams(temperature=0, max_tokens=ENGINE_TOKENS, ignore_eos=True)
     before = control.emu_count(b"cuGraphLaunch")
@@ -124,7 +125,6 @@ def test_engine(emulated: Emulator, golden: Path, graphs: str) -> None:
     engine.stop()
     executable.close()
     device.close()
-    emulated.set("graphs", "")
 
 
 def test_sampling_like_the_cpu(emulated: Emulator) -> None:

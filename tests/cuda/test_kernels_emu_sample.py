@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from emulated_kernels import Array, Kernels, Memory, make, rows, view
 
-from dashinfer_lite.devices.sampling_reference import sample_row
+from dashinfer_lite.devices.sampling_reference import _edited, sample_row
 from dashinfer_lite.devices.step import SAMPLE_DTYPE, STATUS_OK
 
 TOP = 8
@@ -42,14 +42,14 @@ def check(kernels: Kernels, vocab: int, seed: int, count: int = 4) -> None:
     held = memory.put(logits)
     integers = {name: memory.full((count,), np.int32, -5) for name in ("out_token", "out_status", "out_rank")}
     logprob, last = memory.full((count,), np.float32, np.nan), memory.full((count,), np.int32, -9)
-    counts = memory.full((count, vocab), np.uint32, 0)
+    counts, work = memory.full((count, vocab), np.uint32, 0), memory.full((count, vocab), np.float32, np.nan)
     ids, logprobs = memory.full((count, TOP), np.int32, 7), memory.full((count, TOP), np.float32, 7)
     args = make(
         "SampleArgs",
         logits=view(held),
         V=vocab,
         samples=memory.put(samples.view(np.uint8)),
-        row_work=memory.full((count, vocab), np.float32, np.nan),
+        row_work=work,
         counts=counts,
         work_stride=vocab,
         last_token=last,
@@ -68,11 +68,24 @@ def check(kernels: Kernels, vocab: int, seed: int, count: int = 4) -> None:
         got = [int(integers[name][r]) for name in ("out_token", "out_status", "out_rank")]
         assert got == [expected.token, expected.status, expected.rank], (seed, r, samples[r])
         np.testing.assert_allclose(logprob[r], expected.logprob, rtol=1e-6, atol=1e-6)
+        if was_edited(samples[r], logits[r, :vocab]):
+            with np.errstate(all="ignore"):
+                np.testing.assert_array_equal(work[r], _edited(logits[r, :vocab], samples[r]))
         found = len(expected.top_ids)
         np.testing.assert_array_equal(ids[r], [*expected.top_ids, *[-1] * (TOP - found)])
         np.testing.assert_allclose(logprobs[r, :found], expected.top_logprobs, rtol=1e-6, atol=1e-6)
         fed = samples[r]["slot"] >= 0 and samples[r]["target"] < 0 and expected.status == STATUS_OK
         assert last[r] == (expected.token if fed else -9)
+
+
+def was_edited(s: Any, row: Array) -> bool:
+    """Whether the row got as far as its edits, and had some."""
+    if s["target"] >= 0 or np.isnan(row).any() or row.max() == -np.inf:
+        return False
+    penalties = (s["repetition_penalty"], s["presence_penalty"], s["frequency_penalty"]) != (1, 0, 0)
+    return bool(
+        s["mask"] or s["n_banned"] or s["n_bias"] or (s["history_len"] and (penalties or s["no_repeat_ngram"] > 0))
+    )
 
 
 def random_row(rng: np.random.Generator, vocab: int) -> Array:

