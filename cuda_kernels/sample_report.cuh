@@ -73,7 +73,6 @@ __device__ inline void report_top(const float* x, int n, int wanted, float max, 
         ids[place] = id;
         logprobs[place] = logprob_of(x[id], max, log_sum);
     }
-    __syncthreads();
 }
 
 }  // namespace di
