@@ -17,7 +17,7 @@ test-all: ## the full matrix and more random examples (long)
 	DASHINFER_TEST_ALL=1 pytest
 
 lint: ## ruff, mypy and clang-format
-	ruff check . && ruff format --check . && mypy && clang-format --dry-run -Werror $$(git ls-files 'cpu_kernels/*.cpp' 'cpu_kernels/*.h' 'tests/*.cpp')
+	ruff check . && ruff format --check . && mypy && clang-format --dry-run -Werror $$(git ls-files 'cpu_kernels/*.cpp' 'cpu_kernels/*.h' 'cuda_kernels/*.cpp' 'cuda_kernels/*.h' 'tests/*.cpp')
 
 bench: ## throughput and latency of a 0.5B shape beside the machine's limits
 	dashinfer-lite bench --shape qwen2.5-0.5b
