@@ -71,7 +71,7 @@ def test_together_without_a_gpu(wheels: Path, tmp_path: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": str(site), "DASHINFER_CUDA_DRIVER": str(tmp_path / "no-driver.so")}
     done = subprocess.run(
-        [sys.executable, "-c", program, str(site)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", program, str(site)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()

@@ -44,7 +44,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 def serve(*options: str) -> Iterator[str]:
     """The address of a server that has to end cleanly."""
-    command = [sys.executable, "-m", "dashinfer_lite.cli", "serve", "--port", "0", "--threads", "2", *options]
+    command = [sys.executable, "-P", "-m", "dashinfer_lite.cli", "serve", "--port", "0", "--threads", "2", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"NO_COLOR": "1"}) as server:
         try:
             assert server.stdout is not None
