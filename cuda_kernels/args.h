@@ -80,8 +80,8 @@ struct EmbedCodesArgs {
 struct RopeTableArgs {
     View out;
     const float *inv_freq, *long_inv_freq;
-    const int32_t* positions;  // [position_rows][position_stride]
-    const int32_t* history;    // [T] max(prompt length, position + 1) of the token's sequence
+    const int32_t* positions;   // [position_rows][position_stride]
+    const int32_t* history;     // [T] max(prompt length, position + 1) of the token's sequence
     const int32_t* prompt_len;  // [T] of the token's sequence
     Rows rows;
     int32_t position_rows, position_stride;

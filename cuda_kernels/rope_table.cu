@@ -19,8 +19,9 @@ __device__ __forceinline__ int position_row(const RopeTableArgs& a, int j) {
     return row < a.position_rows ? row : 0;
 }
 
-// NTK scaling: the base grows with the length n (source: the Hugging Face "dynamic" rope type), rounded to fp32 where that
-// implementation rounds. Qwen's, of the prompt's length, grows by the next 2^i - 1 with 2^(i - 1) no less than n / original.
+// NTK scaling: the base grows with the length n (source: the Hugging Face "dynamic" rope type), rounded to fp32 where
+// that implementation rounds. Qwen's, of the prompt's length, grows by the next 2^i - 1 with 2^(i - 1) no less than n /
+// original.
 __device__ inline float ntk_frequency(const RopeTableArgs& a, int n, int j) {
     const double d = 2.0 * a.half, f = a.scaling;
     double growth = f * n / a.original - (f - 1);
@@ -47,9 +48,7 @@ extern "C" __global__ void __launch_bounds__(128) rope_table(di::RopeTableArgs a
     if (a.logn > 0 && a.positions[t] >= a.logn)
         gain *= static_cast<float>(log_double(a.positions[t] + 1.0) / log_double(a.logn));
     for (int j = threadIdx.x; j < a.half; j += blockDim.x) {
-        const float frequency = !longer           ? a.inv_freq[j]
-                                : a.kind == kLong ? a.long_inv_freq[j]
-                                                  : ntk_frequency(a, n, j);
+        const float frequency = !longer ? a.inv_freq[j] : a.kind == kLong ? a.long_inv_freq[j] : ntk_frequency(a, n, j);
         const int position = a.positions[static_cast<int64_t>(position_row(a, j)) * a.position_stride + t];
         double sin, cos;
         sincos_double(static_cast<float>(position) * frequency, sin, cos);
