@@ -12,8 +12,7 @@ from devtools import Browser, Page
 from dashinfer_lite.server import create_app
 
 HARMLESS = set(
-    "a blockquote br code del div em h3 h4 h5 h6 hr li ol p pre span strong "
-    "table tbody td th thead tr ul".split()
+    ["a", "blockquote", "br", "code", "del", "div", "em", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"]
 )
 
 
