@@ -11,9 +11,33 @@ from devtools import Browser, Page
 
 from dashinfer_lite.server import create_app
 
-HARMLESS = set(
-    ["a", "blockquote", "br", "code", "del", "div", "em", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"]
-)
+HARMLESS = {
+    "a",
+    "blockquote",
+    "br",
+    "code",
+    "del",
+    "div",
+    "em",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "hr",
+    "li",
+    "ol",
+    "p",
+    "pre",
+    "span",
+    "strong",
+    "table",
+    "tbody",
+    "td",
+    "th",
+    "thead",
+    "tr",
+    "ul",
+}
 
 
 @pytest.fixture
@@ -93,7 +117,7 @@ def test_growing_text_ends_as_if_it_came_at_once(page: Page) -> None:
 HOSTILE: dict[str, Any] = {
     "image": "<img src=x onerror=alert(1)> ![x](https://x.org/y.png) ![x](data:image/svg+xml,<svg onload=alert(1)>)",
     "script": "<script>alert(1)</script>\n\n```html\n</code></pre><script>alert(1)</script>\n```",
-    "links": "[a](JavaScript:alert(1)) [b](data:text/html,x) [c](vbscript:x) [d](//x.org) [e](https://x\"onclick=y)",
+    "links": '[a](JavaScript:alert(1)) [b](data:text/html,x) [c](vbscript:x) [d](//x.org) [e](https://x"onclick=y)',
     "frame": "<iframe srcdoc='<script>alert(1)</script>'></iframe>\n<style>*{display:none}</style>\n<base href=//x>",
     "language": '```"><img/src=x>\nx\n```\n\n```__proto__\nx\n```',
     "marks": "*" * 50_000 + "_" * 50_000 + "`" * 50_000 + "~" * 50_000,
