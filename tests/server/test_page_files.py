@@ -49,7 +49,9 @@ def test_every_reference_is_there() -> None:
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     wanted = {found for source in scripts.values() for found in re.findall(r'byId\("([^"]+)"\)', source)}
-    wanted |= {found for each in re.findall(r'(?:for|aria-controls|aria-labelledby)="([^"]+)"', html) for found in [each]}
+    wanted |= {
+        found for each in re.findall(r'(?:for|aria-controls|aria-labelledby)="([^"]+)"', html) for found in [each]
+    }
     assert wanted <= set(ids)
 
 
@@ -59,7 +61,9 @@ def test_it_needs_nothing_from_elsewhere() -> None:
         text = path.read_text()
         addresses = set(re.findall(r"https?://[\w.]+", text)) - {"http://www.w3.org"}
         assert not addresses, path
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text), path
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text), (
+            path
+        )
         assert len(text.splitlines()) <= 400, path
     html = (PAGE / "index.html").read_text()
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script>", html)

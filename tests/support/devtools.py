@@ -1,4 +1,7 @@
-"""Drives Chromium without a window, over the pipe of its DevTools protocol (chromedevtools.github.io/devtools-protocol)."""
+"""Drives Chromium without a window, over the pipe of its DevTools protocol.
+
+The commands are described at https://chromedevtools.github.io/devtools-protocol.
+"""
 
 from __future__ import annotations
 
@@ -168,7 +171,8 @@ class Page:
     def click(self, selector: str) -> None:
         """Press and release the mouse in the middle of an element."""
         place = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'nearest'}});"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            "e.scrollIntoView({block: 'nearest'});"
             "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2, r.width]; })()"
         )
         assert place[2], f"{selector} is not shown"
