@@ -50,11 +50,32 @@ def limited_protocol(
         def pause_writing(self) -> None:
             """The client does not read: it has some time to change its mind."""
             super().pause_writing()
-            self._unread = self.loop.call_later(write_timeout_s, self.transport.abort)
+            self._expect_reading()
 
         def resume_writing(self) -> None:
             self._stop(self._unread)
             super().resume_writing()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.is_closing():  # which would wait for the client without end
+                self._expect_reading()
+
+        def timeout_keep_alive_handler(self) -> None:
+            if self.transport.get_write_buffer_size():
+                self._expect_reading()
+            else:
+                super().timeout_keep_alive_handler()
+
+        def _expect_reading(self) -> None:
+            self._stop(self._unread)
+            self._unread = self.loop.call_later(write_timeout_s, self._give_up)
+
+        def _give_up(self) -> None:
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()
+            elif self._is_between_requests():
+                self.transport.close()
 
         def _is_between_requests(self) -> bool:
             return self.cycle is None or self.cycle.response_complete

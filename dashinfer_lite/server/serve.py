@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dashinfer_lite.server.service import Service
 
 log = logging.getLogger("dashinfer_lite.server")
+
+LAST_WORDS_S: Final = 5  # for telling clients that their requests were cancelled
 
 # Loads the model; it asks now and then whether to go on.
 Load = Callable[[Callable[[], bool]], "LLM"]
@@ -84,12 +86,13 @@ class _Server(uvicorn.Server):
             access_log=access_log,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=drain_s,
+            timeout_graceful_shutdown=drain_s + LAST_WORDS_S,
         )
         super().__init__(config)
         self.service: Service = app.state.service
         self.llm: LLM | None = None
         self.exit_code = 0
+        self._drain_s = drain_s
         self.on_started: Callable[[], None] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -114,7 +117,9 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("draining: %d connections", len(self.server_state.connections))
+        patience = asyncio.get_running_loop().call_later(self._drain_s, self.service.abort)
         await super().shutdown(sockets)
+        patience.cancel()
 
 
 def _load(server: _Server, load: Load, on_ready: Callable[[LLM], object], failures: list[Exception]) -> None:

@@ -62,6 +62,11 @@ class Service:
         """Take in nothing new; what goes on goes on."""
         self.is_draining = True
 
+    def abort(self) -> None:
+        """Cancel what goes on; clients are told."""
+        for request in self._unmeasured:
+            request.cancel()
+
     def close(self) -> None:
         """Give the threads back. The model belongs to whoever loaded it."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -57,14 +57,16 @@ def serve_app() -> Iterator[Callable[..., str]]:
 
     running: list[tuple[Any, threading.Thread]] = []
 
-    def serve(app: Any, protocol: Any = None, send_buffer: int = 0) -> str:
+    def serve(app: Any, protocol: Any = None, send_buffer: int = 0, keep_alive_s: int = 5) -> str:
         bound = socket.socket()
         if send_buffer:  # connections inherit it
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
         http = protocol or limited_protocol()
-        config = uvicorn.Config(app, http=http, ws="none", log_config=None, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            app, http=http, ws="none", log_config=None, timeout_graceful_shutdown=5, timeout_keep_alive=keep_alive_s
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
