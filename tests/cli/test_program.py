@@ -12,7 +12,7 @@ from typing import IO
 
 import pytest
 
-PROGRAM = [sys.executable, "-m", "dashinfer_lite.cli"]
+PROGRAM = [sys.executable, "-P", "-m", "dashinfer_lite.cli"]
 LIMIT_S = 120  # only a hang reaches it
 
 

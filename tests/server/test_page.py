@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from devtools import Browser, Page
+from serving import serving
 
-WAIT_S = 100  # only a hang reaches it
 STORY = "Tell me a story about a fox."
 STATE = "document.querySelector('.turn.model:last-child')?.dataset.state"
 LONG = {"type": "array", "items": {"type": "integer"}, "minItems": 1800}  # an answer that nobody waits for
@@ -22,13 +18,15 @@ LONG = {"type": "array", "items": {"type": "integer"}, "minItems": 1800}  # an a
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """The address of the demo model, served by the program."""
-    yield from serve("--max-batch", "8", "--max-waiting", "96")
+    with serving("--max-batch", "8", "--max-waiting", "96") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def guarded_url() -> Iterator[str]:
     """The same with a key."""
-    yield from serve("--api-key", "open-sesame")
+    with serving("--api-key", "open-sesame") as address:
+        yield address
 
 
 @pytest.fixture
@@ -40,18 +38,6 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     complaints = opened.complaints()
     opened.close()
     assert [words for words in complaints if "status of 400" not in words] == []  # browsers log refusals by themselves
-
-
-def serve(*options: str) -> Iterator[str]:
-    """The address of a server that has to end cleanly."""
-    command = [sys.executable, "-P", "-m", "dashinfer_lite.cli", "serve", "--port", "0", "--threads", "2", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"NO_COLOR": "1"}) as server:
-        try:
-            assert server.stdout is not None
-            yield next(line.split()[1] for line in server.stdout if line.startswith("  page"))
-        finally:
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(WAIT_S) == 0
 
 
 def ask(page: Page, text: str, until: str = "done") -> None:
@@ -221,8 +207,7 @@ def test_all_streams_stop_at_once(page: Page) -> None:
     page.wait_for("document.getElementById('scoreboard').dataset.state === 'stopped'")
     assert page.run("document.querySelectorAll('.lane[data-state=stopped]').length") > 0
     page.run(
-        "document.getElementById('lanes-count').value = 2;"
-        "document.getElementById('lanes-prompts').value = 'Hi\\n\\nHo'"
+        "document.getElementById('lanes-count').value = 2;document.getElementById('lanes-prompts').value = 'Hi\\n\\nHo'"
     )
     page.click("#lanes-start")
     page.wait_for("document.getElementById('scoreboard').dataset.state === 'done'")

@@ -1,6 +1,6 @@
 """Drives Chromium without a window, over the pipe of its DevTools protocol.
 
-Source: chromedevtools.github.io/devtools-protocol.
+The commands are described at https://chromedevtools.github.io/devtools-protocol.
 """
 
 from __future__ import annotations
