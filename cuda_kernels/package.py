@@ -27,6 +27,7 @@ HOST_LINKS: Final = ("-ldl", "-pthread", "-static-libstdc++", "-static-libgcc")
 
 def setup_cuda() -> None:
     """Declares the distribution; its version is dashinfer-lite's, which it asks for exactly."""
+    (ROOT / BUILD).mkdir(parents=True, exist_ok=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     version = project["version"]
     setup(
@@ -46,7 +47,7 @@ def setup_cuda() -> None:
         },
         entry_points={"dashinfer_lite.devices": ["cuda = dashinfer_cuda:capsule"]},
         cmdclass={"build_py": BuildCuda, "bdist_wheel": AnyPythonWheel},
-        options={"build": {"build_base": BUILD}},
+        options={"build": {"build_base": BUILD}, "egg_info": {"egg_base": BUILD}},
         zip_safe=False,
     )
 

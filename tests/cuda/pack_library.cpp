@@ -9,7 +9,8 @@ di::CodeShape shape_of(const int* s) { return {s[0], s[1], s[2], s[3], s[4], s[5
 
 }  // namespace
 
-EXPORT void pack_row(const void* source, int source_dtype, int k, int group, int padded, void* target, int target_dtype) {
+EXPORT void pack_row(const void* source, int source_dtype, int k, int group, int padded, void* target,
+                     int target_dtype) {
     di::pack_row(source, source_dtype, k, group, padded, target, target_dtype);
 }
 EXPORT int instant_quant(const void* row, int dtype, const int* shape, uint8_t* codes, float* scales, int16_t* zeros) {

@@ -50,7 +50,11 @@ def generate(folder: Path, device: Any, *, dtype: Any, kv_dtype: Any, chunk: int
     return sequences
 
 
-@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", pytest.param("llama3_2", marks=pytest.mark.slow)])
+QUICK = ("qwen2_5", "qwen3_moe")
+SLOW = ("baichuan_13b", "chatglm3", "gemma2", "glm4", "llama3_2", "mistral", "phi3", "qwen2_moe", "qwen3", "qwen_v1")
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_fp32(emulated: Emulator, golden: Path, name: str) -> None:
     """Logits within 1e-3, and every token."""
     device = open_device("cuda")
