@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dashinfer_lite.graph.quant import QuantPolicy
     from dashinfer_lite.guided import Guided
     from dashinfer_lite.llm import LLM
-    from dashinfer_lite.outputs import CompletionOutput, Logprob, RequestOutput, Timings, Usage
+    from dashinfer_lite.outputs import CompletionOutput, EmbeddingOutput, Logprob, RequestOutput, Timings, Usage
     from dashinfer_lite.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
@@ -41,6 +41,7 @@ __all__ = [
     "CompletionOutput",
     "DashInferError",
     "DeviceError",
+    "EmbeddingOutput",
     "Guided",
     "Logprob",
     "ModelError",
@@ -62,6 +63,7 @@ _HOME = {
     "CompletionOutput": "outputs",
     "DashInferError": "errors",
     "DeviceError": "errors",
+    "EmbeddingOutput": "outputs",
     "Guided": "guided",
     "LLM": "llm",
     "Logprob": "outputs",

@@ -20,7 +20,8 @@ from dashinfer_lite.prompts import (
 
 if TYPE_CHECKING:
     from dashinfer_lite.engine import Request
-    from dashinfer_lite.outputs import RequestOutput
+    from dashinfer_lite.engine.pooling import Kind as Pooling
+    from dashinfer_lite.outputs import EmbeddingOutput, RequestOutput
     from dashinfer_lite.sampling_params import SamplingParams
 
 
@@ -89,6 +90,12 @@ class AsyncLLM:
         jobs = zip(listed, params_for_each(params, len(listed)), strict=True)
         outputs = await self._run([{"messages": item, "params": own, **template} for item, own in jobs], is_single)
         return outputs[0] if is_single else outputs
+
+    async def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "last", normalize: bool = True
+    ) -> list[EmbeddingOutput]:
+        """As LLM.embed."""
+        return await asyncio.to_thread(self.llm.embed, prompts, pooling=pooling, normalize=normalize)
 
     async def close(self) -> None:
         """As LLM.close, beside the event loop."""

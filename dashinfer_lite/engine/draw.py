@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from dashinfer_lite.devices.step import RAW_LOGPROB, SAMPLE_DTYPE
+from dashinfer_lite.devices.step import HIDDEN, RAW_LOGPROB, SAMPLE_DTYPE
 from dashinfer_lite.engine.guide import Guide
 
 if TYPE_CHECKING:
@@ -108,6 +108,14 @@ def score_record(n_top: int) -> np.void:
     record["n_top"] = n_top
     record["slot"] = -1
     record["flags"] = RAW_LOGPROB
+    return record
+
+
+def pool_record() -> np.void:
+    """The record of a row whose hidden state is wanted, and no token."""
+    record = score_record(0)
+    record["target"] = 0  # scored in passing where a tile has rows that draw
+    record["flags"] = HIDDEN
     return record
 
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from dashinfer_lite.engine.admission import bad_word_ids, check_params, check_span, checked_prompt
 from dashinfer_lite.engine.core import Core
 from dashinfer_lite.engine.draw import Draw
+from dashinfer_lite.engine.pooling import KINDS, Pooling
 from dashinfer_lite.engine.positions import layout_of
 from dashinfer_lite.engine.request import Request
 from dashinfer_lite.engine.sample import Sample
 from dashinfer_lite.engine.sequence import Sequence
-from dashinfer_lite.errors import CapacityError, DashInferError
+from dashinfer_lite.errors import CapacityError, DashInferError, RequestError
 from dashinfer_lite.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dashinfer_lite.devices.base import Executable
     from dashinfer_lite.engine.codec import Codec
     from dashinfer_lite.engine.grammar import Grammars, Matcher
+    from dashinfer_lite.engine.pooling import Kind
     from dashinfer_lite.graph.program import Program
 
 _log = logging.getLogger("dashinfer_lite")
@@ -84,6 +86,7 @@ class Engine:
         cache_salt: str | None = None,
         adapter: int = 0,
         span: int = 0,
+        pooling: Kind | None = None,
         block: bool = False,
         owner: object = None,
     ) -> Request:
@@ -93,6 +96,7 @@ class Engine:
         priority      lower goes first; among equals the earlier
         cache_salt    prompts share cached prefixes only with those of the same salt
         span          the first so many prompt tokens see each other, where the model has no rule of its own
+        pooling       make a vector of the prompt, the request's `embedding`, and no answer: "last" or "mean"
         block         wait while the queue is full, instead of CapacityError
         owner         kept alive until the request is done
 
@@ -105,6 +109,10 @@ class Engine:
         ids = checked_prompt(prompt_token_ids, program.vocab_size, self.max_context)
         has_codec, has_grammars = self._codec is not None, self._grammars is not None
         check_params(params, program.vocab_size, program.limits.max_logprobs, has_codec, has_grammars)
+        if pooling not in (None, *KINDS):
+            raise RequestError(f"pooling is {pooling!r:.40}; it must be {' or '.join(KINDS)}")
+        if pooling is not None:
+            params = SamplingParams(temperature=0, max_tokens=1)
         layout = layout_of(program, ids, span)
         check_span(layout.span, ids, program.limits.max_tokens)
         words = bad_word_ids(params, self._codec)
@@ -130,8 +138,9 @@ class Engine:
                 program.vocab_size,
             )
             order = (priority, number, index)
+            pool = Pooling(pooling, len(ids)) if pooling is not None else None
             sequences.append(
-                Sequence(request, sample, draw, order, max_total, salt, layout.span, adapter, layout.positions)
+                Sequence(request, sample, draw, order, max_total, salt, layout.span, adapter, layout.positions, pool)
             )
         self._enter_queue(block)
         self._send(self._core.begin, request, sequences)

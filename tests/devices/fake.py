@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dashinfer_lite.devices.base import DeviceInfo
-from dashinfer_lite.devices.step import STATUS_EMPTY, STATUS_NAN, STATUS_OK, Step
+from dashinfer_lite.devices.step import HIDDEN, RAW_LOGPROB, STATUS_EMPTY, STATUS_NAN, STATUS_OK, Step
 from dashinfer_lite.errors import DeviceError
 from dashinfer_lite.graph.program import KvSpec, Limits, Program
 from dashinfer_lite.sampling_params import SamplingParams
@@ -137,6 +137,10 @@ class FakeExecutable:
         target = int(record["target"])
         if target < 0:
             self._last[int(record["slot"])] = 0  # a row that fails leaves some token that the model has
+        if record["flags"] & HIDDEN:
+            assert step.out_hidden is not None
+            step.out_hidden[row] = hidden(digest)
+            return
         if is_poisoned(digest):
             step.out_status[row] = STATUS_NAN
             return
@@ -175,11 +179,16 @@ class FakeExecutable:
             assert record["slot"] == -1
         step.out_status[row] = STATUS_OK
         step.out_token[row] = token
-        if record["flags"]:
+        if record["flags"] & RAW_LOGPROB:
             step.out_logprob[row], step.out_rank[row] = score(digest, token)
             n_top = int(record["n_top"])
             step.out_top_ids[row], step.out_top_logprobs[row] = -1, 0
             step.out_top_ids[row, :n_top], step.out_top_logprobs[row, :n_top] = top(digest, n_top)
+
+
+def hidden(digest: int) -> list[float]:
+    """The hidden state after a text: eight numbers that fp32 holds exactly."""
+    return [np.nan if is_poisoned(digest) else float(fold_one(digest, i) % 4096) for i in range(8)]
 
 
 class Knobs(NamedTuple):

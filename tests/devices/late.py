@@ -27,6 +27,7 @@ class Late:
     step: Step
     inputs: list[Any]
     outputs: list[np.ndarray]
+    hidden: np.ndarray | None
     blocks: set[int]
     error: Exception | None
 
@@ -61,8 +62,11 @@ class LateExecutable:
         outputs = [getattr(step, name)[: step.R].copy() for name in OUTPUTS]
         for name in OUTPUTS:
             getattr(step, name)[: step.R] = -999
+        hidden = None if step.out_hidden is None else step.out_hidden[: step.R].copy()
+        if step.out_hidden is not None:
+            step.out_hidden[: step.R] = -999
         self._tickets += 1
-        self._flying.append(Late(self._tickets, step, self._inputs(step), outputs, self._blocks(step), error))
+        self._flying.append(Late(self._tickets, step, self._inputs(step), outputs, hidden, self._blocks(step), error))
         self.most_in_flight = max(self.most_in_flight, len(self._flying))
         return self._tickets
 
@@ -75,6 +79,8 @@ class LateExecutable:
             raise late.error
         for name, values in zip(OUTPUTS, late.outputs, strict=True):
             getattr(late.step, name)[: late.step.R] = values
+        if late.hidden is not None:
+            late.step.out_hidden[: late.step.R] = late.hidden
 
     def _inputs(self, step: Step) -> list[Any]:
         return _inputs(step, self._vocab_size)
