@@ -17,13 +17,16 @@ test-all: ## the full matrix and more random examples (long)
 	DASHINFER_TEST_ALL=1 pytest
 
 lint: ## ruff, mypy and clang-format
-	ruff check . && ruff format --check . && mypy && clang-format --dry-run -Werror $$(git ls-files 'cpu_kernels/*.cpp' 'cpu_kernels/*.h' 'tests/*.cpp')
+	ruff check . && ruff format --check . && mypy && clang-format --dry-run -Werror $$(git ls-files 'cpu_kernels/*.cpp' 'cpu_kernels/*.h' 'cuda_kernels/*.cpp' 'cuda_kernels/*.h' 'tests/*.cpp')
 
 bench: ## throughput and latency of a 0.5B shape beside the machine's limits
 	dashinfer-lite bench --shape qwen2.5-0.5b
+
+bench-compare: ## two files of results side by side: make bench-compare A=before.jsonl B=after.jsonl
+	@$(PYTHON) tests/bench/compare.py $(A) $(B)
 
 asan: ## the suite under the address sanitizer
 	DASHINFER_SANITIZE=address $(PYTHON) -m pip install --force-reinstall --no-deps .
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 $(PYTHON) -m pytest
 
-.PHONY: help build debug test test-all lint bench asan
+.PHONY: help build debug test test-all lint bench bench-compare asan

@@ -1,19 +1,19 @@
-"""Builds the one extension module `dashinfer_lite._native`.
+"""Builds the one extension module `dashinfer_lite._native`; with DASHINFER_DIST=cuda, dashinfer-cuda instead.
 
 Each CPU tier is one translation unit with its own compiler flags; all of them end up in the same shared object and the
 tier is chosen at run time, so that one
 wheel serves every x86-64 machine. Environment: MAX_JOBS (parallel compilers), DASHINFER_DEBUG=1 (no optimization,
-debug symbols), DASHINFER_SANITIZE=address, CXX.
+debug symbols), DASHINFER_SANITIZE=address, CXX; DASHINFER_DIST, and for CUDA what cuda_kernels/package.py says.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -77,23 +77,43 @@ class BuildNative(build_ext):
         super().build_extension(ext)
 
 
-native = Extension(
-    "dashinfer_lite._native",
-    sources=["dashinfer_lite/_native.pyx"],
-    include_dirs=["cpu_kernels", "dashinfer_lite/include"],
-    language="c++",
-    extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden", "-Wno-unused-function", *SANITIZE],
-    extra_link_args=["-static-libstdc++", "-static-libgcc", "-pthread", *SANITIZE],
-)
+def setup_lite() -> None:
+    """The distribution dashinfer-lite."""
+    from Cython.Build import cythonize
 
-setup(
-    packages=[
-        "dashinfer_lite",
-        *(f"dashinfer_lite.{room}" for room in ("graph", "weights", "devices", "engine", "text", "cli")),
-        "dashinfer_lite.model_defs",
-    ],
-    package_dir={"dashinfer_lite": "dashinfer_lite", "dashinfer_lite.model_defs": "model_defs"},
-    package_data={"dashinfer_lite": ["py.typed", "*.pyi", "include/*.h", "assets/*/*"]},
-    ext_modules=cythonize([native], build_dir="build/cython", language_level=3),
-    cmdclass={"build_ext": BuildNative},
-)
+    native = Extension(
+        "dashinfer_lite._native",
+        sources=["dashinfer_lite/_native.pyx"],
+        include_dirs=["cpu_kernels", "dashinfer_lite/include"],
+        language="c++",
+        extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden", "-Wno-unused-function", *SANITIZE],
+        extra_link_args=["-static-libstdc++", "-static-libgcc", "-pthread", *SANITIZE],
+    )
+
+    setup(
+        packages=[
+            "dashinfer_lite",
+            *(
+                f"dashinfer_lite.{room}"
+                for room in ("graph", "weights", "devices", "engine", "text", "grammar", "tools", "cli", "server")
+            ),
+            *(f"dashinfer_lite.server.{room}" for room in ("protocol", "routes")),
+            "dashinfer_lite.model_defs",
+        ],
+        package_dir={"dashinfer_lite": "dashinfer_lite", "dashinfer_lite.model_defs": "model_defs"},
+        package_data={
+            "dashinfer_lite": ["py.typed", "*.pyi", "include/*.h", "assets/*/*"],
+            "dashinfer_lite.server": ["page/*"],
+        },
+        ext_modules=cythonize([native], build_dir="build/cython", language_level=3),
+        cmdclass={"build_ext": BuildNative},
+    )
+
+
+if os.environ.get("DASHINFER_DIST") == "cuda":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # a build front end leaves it out
+    from cuda_kernels.package import setup_cuda
+
+    setup_cuda()
+else:
+    setup_lite()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from one_op import Array, Bench, Maker, Span, assert_close, both, examples, interleaved, rounded
+from one_op import Array, Bench, Maker, Span, assert_bits, assert_close, both, examples, interleaved, rounded
 
 from dashinfer_lite.graph.instant_quant import instant_quant
 from dashinfer_lite.weights.grid import Codes, Grid
@@ -95,7 +95,7 @@ def test_route_bits(tier: str, device: Any, renormalize: int) -> None:
         for j in range(1, k):
             total = total + weights[:, j]
         weights = weights / total[:, None]
-    np.testing.assert_array_equal(got[:, k : 2 * k], weights * np.float32(0.3))
+    assert_bits(device, got[:, k : 2 * k], weights * np.float32(0.3))
 
 
 def test_route_of_what_is_no_number(device: Any) -> None:
@@ -265,7 +265,7 @@ def check(device: Any, case: Case, sums: bool) -> None:
         for bench in benches:
             layer.fill(bench)
             got, wanted = layer.run(bench, *inputs_of(case, sums))
-            np.testing.assert_array_equal(got, wanted)
+            assert_bits(device, got, wanted)
 
 
 @pytest.mark.parametrize("sums", [False, True])
@@ -292,7 +292,7 @@ def test_experts_that_are_shared_out(device: Any, sums: bool, mode: str, tokens:
     layer.fill(bench)
     got, wanted = layer.run(bench, *inputs_of(case, sums))
     bench.close()
-    np.testing.assert_array_equal(got, wanted)
+    assert_bits(device, got, wanted)
 
 
 @pytest.mark.parametrize("sums", [False, True])
@@ -304,7 +304,7 @@ def test_more_rows_than_fit_at_a_time(device: Any, sums: bool) -> None:
     layer.fill(bench)
     got, wanted = layer.run(bench, *inputs_of(case, sums))
     bench.close()
-    np.testing.assert_array_equal(got, wanted)
+    assert_bits(device, got, wanted)
 
 
 @pytest.mark.parametrize("mode", ["bf16", "a16w8"])
@@ -322,7 +322,7 @@ def test_a_row_does_not_know_its_company(device: Any, sums: bool, mode: str) -> 
     for kept in ([3], [89, 0], range(10, 30), range(25, 90), range(0, 90, 2)):
         rows = (np.array(kept)[:, None] * case.k + np.arange(case.k)).reshape(-1) if sums else list(kept)
         got, _ = layer.run(bench, x[rows], ids[list(kept)], weights[list(kept)], residual[list(kept)])
-        np.testing.assert_array_equal(got.reshape(len(kept), share, -1), whole[list(kept)])
+        assert_bits(device, got.reshape(len(kept), share, -1), whole[list(kept)])
     bench.close()
 
 
@@ -337,7 +337,7 @@ def test_experts_that_do_not_exist(device: Any, sums: bool) -> None:
         for bench in benches:
             layer.fill(bench)
             got, wanted = layer.run(bench, x, ids, weights, residual)
-            np.testing.assert_array_equal(got, wanted)
+            assert_bits(device, got, wanted)
 
 
 # ---- gates -----------------------------------------------------------------------------------------------------------

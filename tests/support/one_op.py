@@ -345,6 +345,15 @@ def both(device: Any, maker: Maker, **options: Any) -> Iterator[list[Bench]]:
             bench.close()
 
 
+def assert_bits(device: Any, got: Array, expected: Array) -> None:
+    """The same bits; the same to a few ulp where sums may take another order for another number of rows."""
+    if device.info.name != "cuda":
+        np.testing.assert_array_equal(got, expected)
+        return
+    expected = expected.astype(np.float64)
+    assert_close(got, expected, 2.0**-18 * (np.abs(expected) + np.abs(expected).max()))
+
+
 def assert_close(got: Array, expected: Array, tolerance: Array | float) -> None:
     """|got - expected| <= tolerance, elementwise; NaN is never close."""
     error = np.abs(got.astype(np.float64) - expected)

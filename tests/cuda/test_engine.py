@@ -1,0 +1,146 @@
+"""Whole models on the CUDA device of the emulator: the production host library, from loading to tokens.
+
+In fp32 the tokens are those of the reference texts, which are the CPU's too; in 16 bit up to the first step whose
+margin is under four times the rms error of 16-bit arithmetic. Quantized products are integers: there CPU and CUDA
+differ by roundings only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_emulator import Emulator, emulator, missing
+from safetensors.numpy import load_file
+from stepping import Loop, load
+
+from dashinfer_lite.devices import open_device
+from dashinfer_lite.engine import Engine
+from dashinfer_lite.graph.program import Limits
+from dashinfer_lite.sampling_params import SamplingParams
+
+NEW_TOKENS = 8
+LIMITS = Limits(max_tokens=128, tail_rows=16, max_seqs=4, max_logprobs=4)
+ENGINE_TOKENS = 16
+PROMPTS = ("p0", "p1", "p2")
+
+
+@pytest.fixture
+def emulated() -> Iterator[Emulator]:
+    """The device "cuda" on the emulator."""
+    if why := missing():
+        pytest.skip(why)
+    made = emulator()
+    made.register()
+    yield made
+    made.set("graphs", "")
+
+
+def generate(folder: Path, device: Any, *, dtype: Any, kv_dtype: Any, chunk: int | None = None) -> list[Any]:
+    """All prompts together, without an engine."""
+    expected = load_file(folder / "golden.safetensors")
+    executable, program = load(folder, device, dtype=dtype, kv_dtype=kv_dtype, limits=LIMITS)
+    prompts = [expected[f"{prompt}.input_ids"].tolist() for prompt in PROMPTS]
+    sequences = Loop(executable, program).generate(prompts, NEW_TOKENS, chunk=chunk)
+    executable.close()
+    return sequences
+
+
+QUICK = ("qwen2_5", "qwen3_moe")
+SLOW = ("baichuan_13b", "chatglm3", "gemma2", "glm4", "llama3_2", "mistral", "phi3", "qwen2_moe", "qwen3", "qwen_v1")
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_fp32(emulated: Emulator, golden: Path, name: str) -> None:
+    """Logits within 1e-3, and every token."""
+    device = open_device("cuda")
+    expected = load_file(golden / name / "golden.safetensors")
+    sequences = generate(golden / name, device, dtype="f32", kv_dtype="f32", chunk=20)
+    device.close()
+    for prompt, sequence in zip(PROMPTS, sequences, strict=True):
+        assert sequence.drawn == expected[f"{prompt}.greedy_ids"].tolist()[:NEW_TOKENS], prompt
+        rows = [at for at, row in enumerate(expected[f"{prompt}.logits_positions"]) if row < len(sequence.logits)]
+        positions = expected[f"{prompt}.logits_positions"][rows]
+        got = np.stack([sequence.logits[position] for position in positions])
+        assert np.abs(got - expected[f"{prompt}.logits"][rows]).max() <= 1e-3, prompt
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", pytest.param("mistral", marks=pytest.mark.slow)])
+def test_16_bit(emulated: Emulator, golden: Path, name: str) -> None:
+    """Tokens up to the first step that 16 bits may decide otherwise."""
+    budget = json.loads((golden / name / "golden.json").read_text())["low_precision_reference_error"]
+    device = open_device("cuda")
+    expected = load_file(golden / name / "golden.safetensors")
+    sequences = generate(golden / name, device, dtype="bf16", kv_dtype="bf16")
+    device.close()
+    for prompt, sequence in zip(PROMPTS, sequences, strict=True):
+        unsure = np.flatnonzero(expected[f"{prompt}.greedy_margin"][:NEW_TOKENS] < 4 * budget["rms"])
+        sure = int(unsure[0]) if len(unsure) else NEW_TOKENS
+        assert sequence.drawn[:sure] == expected[f"{prompt}.greedy_ids"].tolist()[:sure], prompt
+
+
+QUANTIZED = [("qwen2_gptq4", "int8"), pytest.param("qwen2_awq", "uint4", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("name", "kv_cache"), QUANTIZED)
+def test_quantized(emulated: Emulator, golden: Path, name: str, kv_cache: str) -> None:
+    """Codes of weights and of the cache: logits beside the CPU's."""
+    from dashinfer_lite import LLM
+
+    params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=1)
+    prompt = load_file(golden / name / "golden.safetensors")["p0.input_ids"].tolist()
+    outputs = []
+    for device in ("cpu", "cuda"):
+        with LLM(golden / name, device, "fp32", kv_cache, "16MiB", max_batch=4, quant="a16w4") as llm:
+            outputs.append(llm.submit(prompt, params).result().outputs[0])
+    assert outputs[0].token_ids == outputs[1].token_ids
+    for cpu, cuda in zip(outputs[0].logprobs, outputs[1].logprobs, strict=True):
+        for token, entry in cpu.items():
+            assert abs(entry.logprob - cuda[token].logprob) < 2e-2
+
+
+@pytest.mark.parametrize("graphs", ["1", "0"])
+def test_engine(emulated: Emulator, golden: Path, graphs: str) -> None:
+    """Two steps in flight, small chunks, a pool that forces preemption, a second round from the prefix cache."""
+    control = emulated.control()
+    expected = load_file(golden / "qwen2_5" / "golden.safetensors")
+    emulated.set("graphs", graphs)
+    device = open_device("cuda")
+    limits = Limits(max_tokens=16, max_seqs=3, tail_rows=2, max_logprobs=4)
+    executable, program = load(golden / "qwen2_5", device, limits=limits, blocks=4, block_tokens=32)
+    engine = Engine(executable, program)
+    params = SamplingParams(temperature=0, max_tokens=ENGINE_TOKENS, ignore_eos=True)
+    before = control.emu_count(b"cuGraphLaunch")
+    for number in range(2):
+        requests = [engine.submit(expected[f"{prompt}.input_ids"].tolist(), params) for prompt in PROMPTS]
+        for prompt, request in zip(PROMPTS, requests, strict=True):
+            output = request.result()
+            assert output.outputs[0].token_ids == expected[f"{prompt}.greedy_ids"].tolist()[:ENGINE_TOKENS], (
+                prompt,
+                number,
+            )
+    metrics = engine.metrics()
+    assert metrics["preemptions"] > 0 and metrics["prefix_hit_tokens"] > 0, metrics
+    assert (control.emu_count(b"cuGraphLaunch") > before) == (graphs == "1")
+    engine.stop()
+    executable.close()
+    device.close()
+
+
+def test_sampling_like_the_cpu(emulated: Emulator) -> None:
+    """Seeds, penalties, bans, logit bias, several answers: the demo model's fp32 texts are the CPU's."""
+    from dashinfer_lite import LLM
+
+    params = SamplingParams(
+        temperature=0.8, top_k=20, top_p=0.9, min_p=0.02, seed=7, n=2, max_tokens=5, repetition_penalty=1.2,
+        presence_penalty=0.3, frequency_penalty=0.1, logit_bias={20: 1.5}, no_repeat_ngram_size=3, ignore_eos=True,
+    )  # fmt: skip
+    texts = []
+    for device in ("cpu", "cuda"):
+        with LLM(device=device, dtype="fp32", kv_memory="16MiB", max_batch=4) as llm:
+            texts.append([sample.token_ids for sample in llm.generate("The old fox", params)[0].outputs])
+    assert texts[0] == texts[1]
