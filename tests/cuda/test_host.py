@@ -174,18 +174,53 @@ def test_graphs_that_cannot_be_made(emulated: Emulator, bench: Bench) -> None:
     other.close()
 
 
-def test_long_tables_and_lists_grow(bench: Bench) -> None:
+def test_a_bucket_ends_where_the_step_ends(emulated: Emulator, bench: Bench) -> None:
+    """Rows that a bucket has and a step lacks are those of an earlier step: they must not be written again."""
+    emulated.set("graphs", "0")
+    plain = chain_on(open_device("cuda"))
+    emulated.set("graphs", "")
+    drawn = []
+    for each in (bench, plain):
+        for _ in range(2):  # into both of the blocks that steps are copied from
+            decode(each, [3, 4, 5, 6])
+        spans = [Span(1, 6, [9], (12,), logits=(0,)), Span(1, 4, [2], (4,)), Span(1, 5, [3], (8,))]
+        step = each.run(*spans)
+        drawn.append((step.out_token[:1].tolist(), [bytes(block) for block in each.executable.kv_read([12])]))
+    assert drawn[0] == drawn[1]
+    plain.close()
+
+
+def test_more_steps_than_fit(bench: Bench) -> None:
+    """A third step waits for the first, whose results are there before anybody asks for them."""
+    steps = [Step(bench.program.limits, 8, None, 24) for _ in range(5)]
+    for at, step in enumerate(steps):
+        fill_step(step, [Span(3, 0, [at, at + 1, at + 2], (at,), logits=(2,))], (at,))
+    tickets = [bench.executable.submit(step) for step in steps]
+    for ticket in reversed(tickets):
+        bench.executable.wait(ticket)
+    for at, step in enumerate(steps):
+        alone = bench.run(Span(3, 0, [at, at + 1, at + 2], (20,), logits=(2,)), clear=(20,))
+        assert step.out_token[0] == alone.out_token[0]
+
+
+def test_long_tables_and_lists_grow(device: Any) -> None:
     """A step that is larger than any before gets larger blocks of memory, and graphs are made anew."""
-    expected = decode(bench, [3, 3])
+    maker = chain(device.info)
+    bench = Bench(device, maker, max_blocks=40)
+    bench.step.out_logits = None
+    bench.matrix(0, rounded(np.random.default_rng(0).standard_normal((24, 32)), "f32"))
+    expected = [decode(bench, [3, 3]) for _ in range(3)][-1]
     mask = np.full(1, 0xFFFFFFFF, np.uint32)
-    for history in (10, 100_000):
+    for history, tables in ((10, 1), (100_000, 8)):
         tokens = np.arange(history, dtype=np.int32) % 24
-        step = fill_step(bench.step, [Span(1, 3, [1], (0, 1, 2, 3), logits=(0,))])
+        spans = [Span(1, 40 * BLOCK - 1, [1], range(40), logits=(0,)) for _ in range(tables)]
+        step = fill_step(bench.step, spans)
         step.sample["history"][0], step.sample["history_len"][0] = tokens.ctypes.data, history
         step.sample["frequency_penalty"][0], step.sample["mask"][0] = 1e-9, mask.ctypes.data
         bench.submit(step)
     for _ in range(3):
         np.testing.assert_array_equal(decode(bench, [3, 3]), expected)
+    bench.close()
 
 
 def test_closing_gives_everything_back(emulated: Emulator) -> None:
