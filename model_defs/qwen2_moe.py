@@ -43,9 +43,9 @@ def qwen2_moe(g: Graph, c: Qwen2MoeConfig) -> Value:
                 if not c.has_experts(i):
                     x = x + gated_mlp(g, h, c)
                     continue
+                gate = g.linear(h, "shared_expert_gate", 1)
                 with g.scope("shared_expert"):
-                    shared = gated_mlp(g, h, c, inner=c.shared_expert_intermediate_size)
-                x = x + g.gate_rows(shared, g.linear(h, "shared_expert_gate", 1))
+                    x = x + g.gate_rows(gated_mlp(g, h, c, inner=c.shared_expert_intermediate_size), gate)
                 experts, chosen, inner = c.num_experts, c.num_experts_per_tok, c.moe_intermediate_size
                 x = x + expert_mlp(g, h, experts, chosen, inner, c.hidden_act, renormalize=c.norm_topk_prob)
     x = g.rms_norm(x, "model.norm", c.rms_norm_eps)

@@ -297,8 +297,8 @@ def test_experts_that_are_shared_out(device: Any, sums: bool, mode: str, tokens:
 
 @pytest.mark.parametrize("sums", [False, True])
 def test_more_rows_than_fit_at_a_time(device: Any, sums: bool) -> None:
-    """All tokens on one expert, in several chunks of rows."""
-    case = replace(BIG, tokens=1100, experts=2, k=1, columns=40, n=40, choice="one", seed=6)
+    """All tokens on one expert: several chunks of rows, and several ranges of columns."""
+    case = replace(BIG, tokens=600, experts=2, k=1, columns=40, n=600, out="f32", choice="one", seed=6)
     layer = Layer(device, case, sums)
     bench = Bench(device, layer.maker)
     layer.fill(bench)

@@ -13,7 +13,7 @@ from family_runs import NEW_TOKENS, CalmWeights, check_formulas, prompt_of, run
 from hypothesis import given
 from hypothesis import strategies as st
 from one_op import examples
-from random_configs import FAMILIES, configs
+from random_configs import FAMILIES, WITH_EXPERTS, configs
 
 from dashinfer_lite.devices import open_device
 from dashinfer_lite.devices.reference import ReferenceDevice
@@ -108,11 +108,14 @@ def test_fp32(family: str, data: st.DataObject) -> None:
     check_formulas(config, prompt, data.draw(st.sampled_from([None, 1, 7])))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in WITH_EXPERTS])
 @examples(3)
 @given(data=st.data())
 def test_integers_and_bf16(family: str, data: st.DataObject) -> None:
-    """Every mode runs on every family, and the CPU's logits are near the reference's."""
+    """Every mode runs on every family, and the CPU's logits are near the reference's.
+
+    But for routers: one that is torn between two experts may choose another one on another device.
+    """
     config = data.draw(configs(family))
     prompt = prompt_of(config, data.draw(st.integers(1, 50)))
     weights, policy = CalmWeights(config), QuantPolicy.parse(data.draw(st.sampled_from(QUANTS)))

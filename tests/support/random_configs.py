@@ -1,4 +1,4 @@
-"""Random small configurations of every dense family: odd sizes, every option and rope scaling that the family knows."""
+"""Random small configurations of every family: odd sizes, every option and rope scaling that the family knows."""
 
 from __future__ import annotations
 
@@ -42,6 +42,22 @@ def _qwen2(draw: Draw) -> Config:
 def _qwen3(draw: Draw) -> Config:
     config = _usual(draw, "Qwen3ForCausalLM", "qwen3") | {"attention_bias": draw(FLAG)}
     return _with_rope(draw, _sliding(draw, config))
+
+
+def _mixtral(draw: Draw) -> Config:
+    experts = draw(st.integers(1, 9))
+    config = _usual(draw, "MixtralForCausalLM", "mixtral") | {"sliding_window": draw(st.sampled_from([_ABSENT, 5]))}
+    config |= {"num_local_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts))}
+    return _with_rope(draw, config)
+
+
+def _qwen2_moe(draw: Draw) -> Config:
+    config = _qwen_experts(draw, "Qwen2MoeForCausalLM", "qwen2_moe")
+    return config | {"shared_expert_intermediate_size": draw(st.integers(1, 90)), "qkv_bias": draw(FLAG)}
+
+
+def _qwen3_moe(draw: Draw) -> Config:
+    return _qwen_experts(draw, "Qwen3MoeForCausalLM", "qwen3_moe") | {"attention_bias": draw(FLAG)}
 
 
 def _phi3(draw: Draw) -> Config:
@@ -209,6 +225,20 @@ def _gemma(draw: Draw, architecture: str, model_type: str) -> Config:
     }
 
 
+def _qwen_experts(draw: Draw, architecture: str, model_type: str) -> Config:
+    """Experts in all layers, in every other one, or not in the first."""
+    experts = draw(st.integers(1, 40))
+    config = _sliding(draw, _usual(draw, architecture, model_type)) | {
+        "num_experts": experts,
+        "num_experts_per_tok": draw(st.integers(1, min(experts, 9))),
+        "moe_intermediate_size": draw(st.integers(1, 90)),
+        "norm_topk_prob": draw(st.sampled_from([_ABSENT, False, True])),
+        "decoder_sparse_step": draw(st.sampled_from([_ABSENT, 1, 2])),
+        "mlp_only_layers": draw(st.sampled_from([_ABSENT, [], [0]])),
+    }
+    return _with_rope(draw, config)
+
+
 def _sliding(draw: Draw, config: Config) -> Config:
     """Qwen's windows: off, from a layer on, or layer by layer."""
     kinds = ["sliding_attention", "full_attention"]
@@ -265,5 +295,9 @@ _FAMILIES: dict[str, Callable[[Draw], Config]] = {
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "phi3": _phi3,
+    "mixtral": _mixtral,
+    "qwen2_moe": _qwen2_moe,
+    "qwen3_moe": _qwen3_moe,
 }
 FAMILIES = tuple(_FAMILIES)
+WITH_EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")
