@@ -10,7 +10,7 @@ namespace di {
 namespace {
 
 constexpr size_t kMostGraphs = 128;
-constexpr size_t kSmallest = size_t{4} << 10;  // of the block and the lists
+constexpr size_t kSmallest = size_t{1} << 10;  // of the block and the lists
 
 int power_of_two(int x) {
     int p = 1;
