@@ -22,8 +22,11 @@ lint: ## ruff, mypy and clang-format
 bench: ## throughput and latency of a 0.5B shape beside the machine's limits
 	dashinfer-lite bench --shape qwen2.5-0.5b
 
+bench-compare: ## two files of results side by side: make bench-compare A=before.jsonl B=after.jsonl
+	@$(PYTHON) tests/bench/compare.py $(A) $(B)
+
 asan: ## the suite under the address sanitizer
 	DASHINFER_SANITIZE=address $(PYTHON) -m pip install --force-reinstall --no-deps .
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 $(PYTHON) -m pytest
 
-.PHONY: help build debug test test-all lint bench asan
+.PHONY: help build debug test test-all lint bench bench-compare asan

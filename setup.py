@@ -93,11 +93,18 @@ def setup_lite() -> None:
     setup(
         packages=[
             "dashinfer_lite",
-            *(f"dashinfer_lite.{room}" for room in ("graph", "weights", "devices", "engine", "text", "cli")),
+            *(
+                f"dashinfer_lite.{room}"
+                for room in ("graph", "weights", "devices", "engine", "text", "grammar", "tools", "cli", "server")
+            ),
+            *(f"dashinfer_lite.server.{room}" for room in ("protocol", "routes")),
             "dashinfer_lite.model_defs",
         ],
         package_dir={"dashinfer_lite": "dashinfer_lite", "dashinfer_lite.model_defs": "model_defs"},
-        package_data={"dashinfer_lite": ["py.typed", "*.pyi", "include/*.h", "assets/*/*"]},
+        package_data={
+            "dashinfer_lite": ["py.typed", "*.pyi", "include/*.h", "assets/*/*"],
+            "dashinfer_lite.server": ["page/*"],
+        },
         ext_modules=cythonize([native], build_dir="build/cython", language_level=3),
         cmdclass={"build_ext": BuildNative},
     )

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
         RequestError,
     )
     from dashinfer_lite.graph.quant import QuantPolicy
+    from dashinfer_lite.guided import Guided
     from dashinfer_lite.llm import LLM
-    from dashinfer_lite.outputs import CompletionOutput, Logprob, RequestOutput, Timings, Usage
+    from dashinfer_lite.outputs import CompletionOutput, EmbeddingOutput, Logprob, RequestOutput, Timings, Usage
     from dashinfer_lite.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
@@ -40,6 +41,8 @@ __all__ = [
     "CompletionOutput",
     "DashInferError",
     "DeviceError",
+    "EmbeddingOutput",
+    "Guided",
     "Logprob",
     "ModelError",
     "QuantPolicy",
@@ -60,6 +63,8 @@ _HOME = {
     "CompletionOutput": "outputs",
     "DashInferError": "errors",
     "DeviceError": "errors",
+    "EmbeddingOutput": "outputs",
+    "Guided": "guided",
     "LLM": "llm",
     "Logprob": "outputs",
     "ModelError": "errors",

@@ -58,6 +58,7 @@ cdef extern from "dashinfer_device.h" nogil:
         int32_t* out_top_ids
         float* out_top_logprobs
         float* out_logits
+        float* out_hidden
     ctypedef struct di_options:
         uint32_t struct_size
         int32_t threads
@@ -250,6 +251,11 @@ cdef class StepBinding:
             self.step.external = <const float*>_address(owner.external)
         if owner.out_logits is not None:
             self.step.out_logits = <float*>_address(owner.out_logits)
+        self.step.out_hidden = <float*>NULL
+        if owner.out_hidden is not None:
+            self.step.out_hidden = <float*>_address(owner.out_hidden)
+            if self.step.R > len(owner.out_hidden):
+                raise NativeError("the step's counts exceed its arrays")
         if self.step.T > len(owner.tokens) or self.step.B > len(owner.kv_len) or self.step.R > len(owner.logit_row):
             raise NativeError("the step's counts exceed its arrays")
         if self.step.n_clear > len(owner.clear_blocks) or self.step.n_external > len(owner.external_row):

@@ -20,7 +20,8 @@ from dashinfer_lite.prompts import (
 
 if TYPE_CHECKING:
     from dashinfer_lite.engine import Request
-    from dashinfer_lite.outputs import RequestOutput
+    from dashinfer_lite.engine.pooling import Kind as Pooling
+    from dashinfer_lite.outputs import EmbeddingOutput, RequestOutput
     from dashinfer_lite.sampling_params import SamplingParams
 
 
@@ -40,8 +41,16 @@ class AsyncLLM:
         return cls(llm=llm)
 
     def submit(self, *args: Any, **options: Any) -> Request:
-        """As LLM.submit; the handle can be awaited, and iterated with `async for`."""
+        """As LLM.submit; the handle can be awaited, and iterated with `async for`.
+
+        A guided request whose grammar is new holds up the event loop; `await prepare(params)` before it does not.
+        """
         return self.llm.submit(*args, **options)
+
+    async def prepare(self, params: SamplingParams | None) -> None:
+        """As LLM.prepare, beside the event loop."""
+        if params is not None and params.guided is not None:
+            await asyncio.to_thread(self.llm.prepare, params)
 
     async def stream(
         self,
@@ -52,6 +61,7 @@ class AsyncLLM:
         **options: Any,
     ) -> AsyncGenerator[str, None]:
         """The answer's text, piece by piece; leaving the loop cancels the request."""
+        await self.prepare(params)
         request = self.llm.submit(prompt, params, messages=messages, **options)
         try:
             async for piece in request:
@@ -81,6 +91,12 @@ class AsyncLLM:
         outputs = await self._run([{"messages": item, "params": own, **template} for item, own in jobs], is_single)
         return outputs[0] if is_single else outputs
 
+    async def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "last", normalize: bool = True
+    ) -> list[EmbeddingOutput]:
+        """As LLM.embed."""
+        return await asyncio.to_thread(self.llm.embed, prompts, pooling=pooling, normalize=normalize)
+
     async def close(self) -> None:
         """As LLM.close, beside the event loop."""
         await asyncio.to_thread(self.llm.close)
@@ -96,6 +112,7 @@ class AsyncLLM:
         requests: list[Request] = []
         try:
             for job in jobs:
+                await self.prepare(job["params"])
                 while True:
                     try:
                         requests.append(self.llm.submit(**job))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from dashinfer_lite.engine import Engine, Request
-from dashinfer_lite.errors import DashInferError, ModelError, RequestError
+from dashinfer_lite.engine.pooling import normalized
+from dashinfer_lite.errors import CancelledError, DashInferError, ModelError, RequestError
+from dashinfer_lite.grammar.compiler import GrammarCompiler
 from dashinfer_lite.loading import DTYPES, KV_DTYPES, Options, demo_model_folder, kv_dtype_for, load_model
+from dashinfer_lite.outputs import EmbeddingOutput
 from dashinfer_lite.prompts import (
     Messages,
     Params,
@@ -19,14 +22,17 @@ from dashinfer_lite.prompts import (
     listed_prompts,
     params_for_each,
 )
+from dashinfer_lite.sampling_params import SamplingParams
 from dashinfer_lite.text import Conversations, Tokenizer
 from dashinfer_lite.text_codec import TextCodec
+from dashinfer_lite.tool_use import plan_tools
 
 if TYPE_CHECKING:
     from dashinfer_lite.devices import DeviceInfo
+    from dashinfer_lite.engine.pooling import Kind as Pooling
     from dashinfer_lite.graph.quant import QuantPolicy
     from dashinfer_lite.outputs import RequestOutput
-    from dashinfer_lite.sampling_params import SamplingParams
+    from dashinfer_lite.tools import ToolPlan
 
 __all__ = ["DTYPES", "LLM", "demo_model_folder", "kv_dtype_for"]
 
@@ -84,11 +90,13 @@ class LLM:
         )
         model = load_model(path, options)
         tokenizer = model.tokenizer
+        self._grammars = GrammarCompiler(tokenizer, model.program.vocab_size) if tokenizer is not None else None
         try:
             self._engine = Engine(
                 model.executable,
                 model.program,
                 TextCodec(tokenizer) if tokenizer is not None else None,
+                self._grammars,
                 eos_token_ids=tokenizer.eos_token_ids if tokenizer is not None else model.folder.eos_token_ids,
                 max_context=model.max_context,
                 max_queue=max_queue,
@@ -144,16 +152,67 @@ class LLM:
         """Queue a prompt or a conversation and return its handle at once.
 
         Lower `priority` goes first. Prompts share cached prefixes only with those of the same `cache_salt`. Further
-        arguments are handed to the chat template. CapacityError where the queue is full.
+        arguments are handed to the chat template. CapacityError where the queue is full. A grammar that is new is
+        compiled before this returns; `prepare` does that apart.
         """
         if (prompt is None) == (messages is None):
             raise RequestError("submit takes either a prompt or messages")
         text, ids = self._prompt(prompt) if prompt is not None else self._conversation(messages, template)
         return self._engine.submit(ids, params, prompt=text, priority=priority, cache_salt=cache_salt, owner=self)
 
+    def prepare(self, params: SamplingParams | None) -> None:
+        """Compile what `params.guided` asks for, so that `submit` need not wait for it; RequestError as there."""
+        if params is not None and params.guided is not None and self._grammars is not None:
+            self._grammars.compile(params.guided)
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "last", normalize: bool = True
+    ) -> list[EmbeddingOutput]:
+        """The vectors of a prompt or a list of prompts, one each, in order.
+
+        pooling      "last": the state of the last token, which has seen the whole text; "mean": the mean of all tokens
+        normalize    scale to length 1, so that a dot product is the cosine
+
+        The states are those that the LM head multiplies. Errors are as in `generate`, except that one is always raised.
+        """
+        requests: list[Request] = []
+        try:
+            for prompt in listed_prompts(prompts):
+                requests.append(self.submit_embedding(prompt, pooling, block=True))
+            for request in requests:
+                request.result()
+            return [embedding_output(request, normalize) for request in requests]
+        finally:
+            for request in requests:
+                request.cancel()
+
+    def submit_embedding(
+        self, prompt: Prompt, pooling: Pooling = "last", *, priority: int = 0, block: bool = False
+    ) -> Request:
+        """Queue a prompt whose vector is wanted; the handle has it as `embedding` when it is done.
+
+        `block` waits while the queue is full, instead of CapacityError.
+        """
+        text, ids = self._prompt(prompt)
+        return self._engine.submit(ids, prompt=text, priority=priority, pooling=pooling, block=block, owner=self)
+
     def render_chat(self, messages: Messages, **template: Any) -> str:
         """The text that the model's chat template, or its family's chat format, makes of a conversation."""
         return self._conversations().render(messages, **template)
+
+    def plan_tools(
+        self,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
+        **template: Any,
+    ) -> ToolPlan:
+        """How a conversation uses tools, given as in the OpenAI API: see ToolPlan.
+
+        A plan without tools still takes thoughts and answer apart. Further arguments are those for the chat template.
+        RequestError says what is wrong, also where the model has no format of calls that is supported.
+        """
+        return plan_tools(self._conversations(), self.tokenizer, tools, tool_choice, parallel_tool_calls, template)
 
     def close(self) -> None:
         """Cancel what is still going on and give all memory back. Closing twice is fine."""
@@ -176,6 +235,19 @@ class LLM:
     def name(self) -> str:
         """The name of the model's folder."""
         return self._model.folder.path.resolve().name
+
+    @property
+    def embedding_size(self) -> int:
+        """How many numbers a vector of `embed` has."""
+        return self._model.program.hidden_size
+
+    @property
+    def generation_defaults(self) -> dict[str, float]:
+        """The sampling parameters that the model's folder recommends in its generation_config.json, if they are valid.
+
+        Nothing but a server applies them: SamplingParams mean what they say.
+        """
+        return recommended_sampling(self._model.folder.generation)
 
     @property
     def device_info(self) -> DeviceInfo:
@@ -252,6 +324,36 @@ class LLM:
         finally:
             for request in requests:
                 request.cancel()
+
+
+def embedding_output(request: Request, normalize: bool) -> EmbeddingOutput:
+    """The vector of a request that is done, as it is or with length 1."""
+    vector = request.embedding
+    if vector is None:
+        raise CancelledError("the request was cancelled before its vector was there")
+    return EmbeddingOutput(
+        request.id,
+        request.prompt,
+        list(request.prompt_token_ids),
+        normalized(vector) if normalize else vector,
+        request.usage,
+    )
+
+
+def recommended_sampling(generation: Mapping[str, Any]) -> dict[str, float]:
+    """Sampling parameters from a generation_config.json; `do_sample: false` is a temperature of 0."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size")
+    found: dict[str, Any] = {}
+    for name in names:
+        value: Any = generation.get(name)
+        try:
+            SamplingParams(**{name: value})
+        except RequestError:
+            continue
+        found[name] = value
+    if generation.get("do_sample") is False:
+        found = {name: value for name, value in found.items() if name in names[4:]} | {"temperature": 0.0}
+    return found
 
 
 def _settled(request: Request) -> RequestOutput:

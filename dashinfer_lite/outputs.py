@@ -86,3 +86,14 @@ class RequestOutput:
     def text(self) -> str:
         """The text of the first answer."""
         return self.outputs[0].text
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """A prompt's vector: as many numbers as the model's hidden size."""
+
+    request_id: int
+    prompt: str | None
+    prompt_token_ids: list[int]
+    embedding: list[float]
+    usage: Usage = field(default_factory=Usage)

@@ -9,6 +9,7 @@ from operator import index
 from typing import Any, Final
 
 from dashinfer_lite.errors import RequestError
+from dashinfer_lite.guided import Guided
 
 MAX_TOKEN_ID: Final = 2**31 - 1
 MAX_SEED: Final = 2**64 - 1
@@ -41,6 +42,7 @@ class SamplingParams:
     seed                          0 to 2**64 - 1; the same seed gives the same answer in any company; None: one is drawn
     logprobs                      report the log probability of each token, and of so many most likely ones
     prompt_logprobs               the same for the tokens of the prompt
+    guided                        what the answer must look like: a Guided, or a dict of its one field
 
     Log probabilities are those of the raw distribution, before temperature, penalties and masks.
     """
@@ -66,6 +68,7 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    guided: Guided | None = None
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -83,6 +86,7 @@ class SamplingParams:
         set_field(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         set_field(self, "bad_words", _bad_words(self.bad_words))
         set_field(self, "logit_bias", _logit_bias(self.logit_bias))
+        set_field(self, "guided", _guided(self.guided))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise _bad("min_tokens", self.min_tokens, f"at most max_tokens, which is {self.max_tokens}")
 
@@ -192,6 +196,14 @@ def _logit_bias(value: object) -> dict[int, float] | None:
         _integer("logit_bias", token, 0, MAX_TOKEN_ID): _number("logit_bias", bias, -100.0, 100.0, False)
         for token, bias in value.items()
     }
+
+
+def _guided(value: object) -> Guided | None:
+    if value is None or isinstance(value, Guided):
+        return value
+    if not isinstance(value, Mapping):
+        raise _bad("guided", value, "a Guided, or a dict of its one field")
+    return Guided.from_dict(value)
 
 
 def _bad(name: str, value: object, expected: str) -> RequestError:

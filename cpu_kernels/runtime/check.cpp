@@ -183,7 +183,7 @@ void check_place(Checker& c, const di_instr& in, bool in_tail) {
                           in.op == DI_OP_LAYER_NORM || in.op == DI_OP_GATE_ROWS ||
                           (in.op >= DI_OP_ACT && in.op <= DI_OP_CAST);
     const bool experts = row_wise || in.op == DI_OP_EXPERT_LINEAR || in.op == DI_OP_EXPERT_SUM;
-    const bool ends = in.op == DI_OP_GATHER_ROWS || in.op == DI_OP_SAMPLE;
+    const bool ends = in.op == DI_OP_GATHER_ROWS || in.op == DI_OP_HIDDEN || in.op == DI_OP_SAMPLE;
     c.require(row_wise || ends == in_tail, "stands in the %s of the program", in_tail ? "tail" : "body");
     static constexpr const char* kRowNames[] = {"body", "tail", "experts"};  // by di_rows
     const auto fits = [&](const di_slot& slot) {
@@ -321,6 +321,11 @@ bool check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& s
                       "gathers token rows into logit rows");
             c.require(c.input(0).cols == c.output().cols && c.input(0).dtype == c.output().dtype,
                       "columns or types differ");
+            break;
+        case DI_OP_HIDDEN:
+            c.require(c.input(0).rows == DI_ROWS_R && c.input(0).dtype == DI_F32 && in.i[0] >= 1 &&
+                          in.i[0] <= c.input(0).cols,
+                      "%d columns of %d fp32 ones", in.i[0], c.input(0).cols);
             break;
         case DI_OP_SAMPLE:
             c.require(c.input(0).rows == DI_ROWS_R && c.input(0).dtype == DI_F32 && in.i[0] >= 1 &&

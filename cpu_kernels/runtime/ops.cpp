@@ -330,6 +330,20 @@ void gather_row(float* to, const View& logits, int row, int vocab) {
     }
 }
 
+void hidden(const Run& run, const di_instr& in, int) {
+    if (!run.step.out_hidden) return;
+    const View h = run.view(in.in[0]);
+    const int columns = in.i[0];
+    const Range rows = my_share(run, h.rows);
+    for (int m = rows.begin; m < rows.end; ++m) {
+        float* target = run.step.out_hidden + static_cast<size_t>(run.tail_row + m) * static_cast<size_t>(columns);
+        const float* source = h.row<float>(m);
+        for (int c = 0; c < columns; c += kCell)
+            std::memcpy(target + c, source + static_cast<size_t>(c / kCell) * h.step(),
+                        sizeof(float) * static_cast<size_t>(std::min(columns - c, static_cast<int>(kCell))));
+    }
+}
+
 void sample(const Run& run, const di_instr& in, int) {
     const View logits = run.view(in.in[0]);
     const int vocab = run.vocab(), max_top = run.max_logprobs();
@@ -392,6 +406,8 @@ OpFn op_function(int op) {
             return cast;
         case DI_OP_GATHER_ROWS:
             return gather_rows;
+        case DI_OP_HIDDEN:
+            return hidden;
         case DI_OP_SAMPLE:
             return sample;
         case DI_OP_QUANTIZE:

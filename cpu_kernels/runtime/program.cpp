@@ -311,6 +311,7 @@ int Program::run(const di_step& step, char* why, size_t why_bytes) {
                 op_function(list[i].op)(run, list[i], is_body ? static_cast<int>(i) : -1);
                 if (list[i].flags & DI_INSTR_SYNC) run.barrier();
                 if (timed) program.op_ns_[list[i].op] += static_cast<int64_t>(os_now_ns() - before);
+                if (list[i].op == DI_OP_HIDDEN && run.wants_no_tokens()) return;
             }
         };
         if (c.step->n_clear > 0) {

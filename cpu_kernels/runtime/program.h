@@ -100,6 +100,12 @@ struct Run {
     int experts_per_token() const { return program.experts_per_token_; }
     int expert_chunk() const { return program.expert_space_.chunk(); }
     ExpertSpace::Parts expert_memory() const;
+    // Whether no row of the tile needs what comes after its hidden state.
+    bool wants_no_tokens() const {
+        for (int r = tail_row; r < tail_row + tail_count; ++r)
+            if (!(step.sample[r].flags & DI_SAMPLE_HIDDEN)) return false;
+        return true;
+    }
     const int32_t* tokens() const { return program.token_.data(); }
     const int32_t* block_of() const { return program.block_of_.data(); }
     const int32_t* offset_of() const { return program.offset_of_.data(); }

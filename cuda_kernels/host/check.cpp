@@ -78,6 +78,7 @@ class Checker {
     void pointwise(int inputs);
     void gate();
     void gather();
+    void hidden();
     void sample();
 
     const di_instr& in_;
@@ -90,7 +91,7 @@ class Checker {
 };
 
 int Checker::run(bool in_tail) {
-    require(in_.op >= DI_OP_EMBED && in_.op <= DI_OP_GATE_ROWS, "unknown to this device");
+    require(in_.op >= DI_OP_EMBED && in_.op <= DI_OP_HIDDEN, "unknown to this device");
     if (!bad_) place(in_tail);
     if (!bad_) planes();
     if (bad_) return bad_;
@@ -151,6 +152,9 @@ int Checker::run(bool in_tail) {
         case DI_OP_GATHER_ROWS:
             gather();
             break;
+        case DI_OP_HIDDEN:
+            hidden();
+            break;
         case DI_OP_SAMPLE:
             sample();
             break;
@@ -167,7 +171,7 @@ void Checker::place(bool in_tail) {
     const bool row_wise = in_.op == DI_OP_LINEAR || in_.op == DI_OP_QUANTIZE || in_.op == DI_OP_RMS_NORM ||
                           in_.op == DI_OP_LAYER_NORM || in_.op == DI_OP_GATE_ROWS ||
                           (in_.op >= DI_OP_ACT && in_.op <= DI_OP_CAST);
-    const bool ends = in_.op == DI_OP_GATHER_ROWS || in_.op == DI_OP_SAMPLE;
+    const bool ends = in_.op == DI_OP_GATHER_ROWS || in_.op == DI_OP_HIDDEN || in_.op == DI_OP_SAMPLE;
     require(row_wise || ends == in_tail, "stands in the %s of the program", in_tail ? "tail" : "body");
     const bool experts = row_wise || in_.op == DI_OP_EXPERT_LINEAR || in_.op == DI_OP_EXPERT_SUM;
     static constexpr const char* kNames[] = {"body", "tail", "experts"};  // by di_rows
@@ -369,6 +373,11 @@ void Checker::gather() {
     require(input(0).rows == DI_ROWS_T, "gathers token rows into logit rows");
     require(input(0).cols == output().cols && input(0).dtype == output().dtype && is_number(output()),
             "columns or types differ");
+}
+
+void Checker::hidden() {
+    const di_slot& x = input(0);
+    require(x.dtype == DI_F32 && in_.i[0] >= 1 && in_.i[0] <= x.cols, "%d columns of %d fp32 ones", in_.i[0], x.cols);
 }
 
 void Checker::sample() {

@@ -111,6 +111,8 @@ int Launcher::instr(const di_instr& in, int plan) {
             return experts(in);
         case DI_OP_GATHER_ROWS:
             return gather(in);
+        case DI_OP_HIDDEN:
+            return step_.out_hidden ? copy_rows(view(in.in[0]), in.i[0], step_.out_hidden) : DI_OK;
         case DI_OP_SAMPLE:
             return sample(in);
         default:
@@ -398,7 +400,7 @@ int Launcher::sample(const di_instr& in) {
     SampleArgs args{};
     args.logits = view(in.in[0]);
     if (step_.out_logits)
-        if (const int bad = copy_logits(args.logits)) return bad;
+        if (const int bad = copy_rows(args.logits, program_.vocab_, step_.out_logits)) return bad;
     args.V = in.i[0];
     args.samples = in_block<Sample>(layout_.samples) + first;
     args.work_stride = round_up(program_.vocab_, kCell);
@@ -416,23 +418,22 @@ int Launcher::sample(const di_instr& in) {
     return launch(launch_sample(args), args);
 }
 
-// The tile's logits to the host, at once: who asks for them does not ask for speed.
-int Launcher::copy_logits(const View& logits) {
-    const auto rows = static_cast<size_t>(tile_.rows.most), stride = static_cast<size_t>(logits.stride);
-    const auto V = static_cast<size_t>(program_.vocab_);
+// The tile's logits or hidden states to the host, at once: who asks for them does not ask for speed.
+int Launcher::copy_rows(const View& from, int columns, float* to) {
+    const auto rows = static_cast<size_t>(tile_.rows.most), stride = static_cast<size_t>(from.stride);
+    const auto n = static_cast<size_t>(columns);
     std::vector<float> values(rows * stride);
     const Driver& driver = program_.driver();
     // The last row ends with its columns: the range of a view need not reach to the end of its parent's last row.
-    const size_t bytes = ((rows - 1) * stride + static_cast<size_t>(logits.cols)) * sizeof(float);
+    const size_t bytes = ((rows - 1) * stride + static_cast<size_t>(from.cols)) * sizeof(float);
     if (const int bad =
-            driver.check(driver.cuMemcpyDtoHAsync_v2(values.data(), reinterpret_cast<DevicePointer>(logits.data), bytes,
+            driver.check(driver.cuMemcpyDtoHAsync_v2(values.data(), reinterpret_cast<DevicePointer>(from.data), bytes,
                                                      program_.stream_),
-                         why_, "copying logits"))
+                         why_, "copying rows"))
         return bad;
-    if (const int bad = driver.check(driver.cuStreamSynchronize(program_.stream_), why_, "copying logits")) return bad;
+    if (const int bad = driver.check(driver.cuStreamSynchronize(program_.stream_), why_, "copying rows")) return bad;
     for (size_t r = 0; r < rows; ++r)
-        std::memcpy(step_.out_logits + (static_cast<size_t>(tile_.first) + r) * V, values.data() + r * stride,
-                    V * sizeof(float));
+        std::memcpy(to + (static_cast<size_t>(tile_.first) + r) * n, values.data() + r * stride, n * sizeof(float));
     return DI_OK;
 }
 

@@ -96,7 +96,7 @@ StepSize Program::step_size(const di_step& step) const {
 // Steps that bring one token a sequence come by the thousand and look alike.
 bool Program::is_captured(const di_step& step) const {
     return captures_ && !profiling_ && step.T == step.B && step.R <= desc_.tail_rows && step.n_external == 0 &&
-           !step.out_logits;
+           !step.out_logits && !step.out_hidden;
 }
 
 StepSize Program::bucket_of(const StepSize& exact) const {

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import time
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dashinfer_lite import __version__
+from dashinfer_lite.cli import bench_serve
 from dashinfer_lite.cli.options import add_model_option, add_threads_option, add_type_options
 from dashinfer_lite.cli.progress import ProgressBar
 from dashinfer_lite.cli.terminal import tolerate_encoding
@@ -29,7 +31,16 @@ if TYPE_CHECKING:
 
 HELP = "throughput and latency, beside the machine's own limits"
 
-SHAPES = ("tiny", "tiny-moe", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen3-moe-1b")
+SHAPES = (
+    "tiny",
+    "tiny-moe",
+    "qwen2.5-0.5b",
+    "qwen2.5-1.5b",
+    "qwen2.5-7b",
+    "llama-3.2-1b",
+    "glm-4-1b",
+    "qwen3-moe-1b",
+)
 LEAST_SAMPLE_S = 1.0
 QUICK_PROBE_BYTES, QUICK_PROBE_ROUNDS = 64 << 20, 2_000
 
@@ -49,6 +60,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="small and short: shows that it works, not how fast")
     parser.add_argument("--json", metavar="FILE", help="write the results as JSON; -: to the output, without the table")
     parser.add_argument("--plot", metavar="FILE", help="write the roofline as SVG")
+    commands = parser.add_subparsers(metavar="serve", title="of a server instead")
+    served = commands.add_parser(
+        "serve",
+        help=bench_serve.HELP,
+        description=bench_serve.__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    bench_serve.add_arguments(served)
+    served.add_argument("--debug", action="store_true", default=SUPPRESS, help="show the traceback of an error")
+    served.set_defaults(run=bench_serve.run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -82,27 +82,33 @@ def cost_of(program: Program, head_align: int) -> Cost:
             _, query_heads, _, columns, _ = instr.ints
             pairs += 4 * query_heads * columns
     return Cost(
-        linear_bytes=sum(_packed(weight) for weight in {id(w): w for w in [*body, *tail]}.values()),
-        packed_bytes=sum(_packed(weight) for weight in program.weights),
-        matmul_weights=sum(map(_elements, body)) + sum(map(_elements, of_experts)) * chosen // experts,
-        head_weights=sum(_elements(weight) for weight in tail),
+        linear_bytes=sum(weight_bytes(weight) for weight in {id(w): w for w in [*body, *tail]}.values()),
+        packed_bytes=sum(weight_bytes(weight) for weight in program.weights),
+        matmul_weights=sum(map(weight_elements, body)) + sum(map(weight_elements, of_experts)) * chosen // experts,
+        head_weights=sum(weight_elements(weight) for weight in tail),
         kv_token_bytes=kv.layers * kv.heads * kv_token_bytes(kv.dtype, head_size),
         pair_operations=pairs,
         step_tokens=program.limits.max_tokens,
-        expert_bytes=sum(map(_packed, of_experts)),
+        expert_bytes=sum(map(weight_bytes, of_experts)),
         experts=experts,
         chosen=chosen,
     )
 
 
-def _matrices(program: Program, code: Iterable[Instr]) -> list[WeightSpec]:
-    return [program.weights[instr.weights[0]] for instr in code if instr.op == "linear"]
-
-
-def _packed(weight: WeightSpec) -> int:
+def weight_bytes(weight: WeightSpec) -> int:
+    """Bytes of a weight as the device keeps it, with its scales and zero points."""
     if weight.kind == "vector":
         return 4 * weight.n
     return weight.n * (_bytes(weight.k_padded, weight.dtype) + weight.groups * _grid_bytes(weight))
+
+
+def weight_elements(weight: WeightSpec) -> int:
+    """Elements of a matrix, without padding."""
+    return int((weight.part_index >= 0).sum()) * weight.k
+
+
+def _matrices(program: Program, code: Iterable[Instr]) -> list[WeightSpec]:
+    return [program.weights[instr.weights[0]] for instr in code if instr.op == "linear"]
 
 
 def _bytes(count: int, dtype: str) -> int:
@@ -112,7 +118,3 @@ def _bytes(count: int, dtype: str) -> int:
 def _grid_bytes(weight: WeightSpec) -> int:
     """A scale and a 16-bit zero point."""
     return _bytes(1, weight.scale_dtype) + 2
-
-
-def _elements(weight: WeightSpec) -> int:
-    return int((weight.part_index >= 0).sum()) * weight.k

@@ -23,17 +23,30 @@ _SIZES: Final = {
     "qwen2.5-0.5b": (896, 24, 14, 2, 4864, 151936, True),
     "qwen2.5-1.5b": (1536, 28, 12, 2, 8960, 151936, True),
     "qwen2.5-7b": (3584, 28, 28, 4, 18944, 152064, False),
+    "llama-3.2-1b": (2048, 16, 32, 8, 8192, 128256, True),
+    "glm-4-1b": (2048, 8, 16, 2, 6912, 151552, False),  # GLM-4-9B with half the width and a fifth of the layers
     "qwen3-moe-1b": (2048, 4, 32, 4, 6144, 32768, True),  # a few layers of Qwen3-30B-A3B with fewer experts
 }
 # head size, experts, experts of a token, columns of an expert
 _EXPERTS: Final = {"tiny-moe": (16, 6, 2, 48), "qwen3-moe-1b": (128, 48, 8, 768)}
+# What the other families' config.json says besides.
+_FAMILIES: Final[dict[str, dict[str, Any]]] = {
+    "llama-3.2-1b": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
+    "glm-4-1b": {
+        "architectures": ["GlmForCausalLM"],
+        "model_type": "glm",
+        "head_dim": 128,
+        "attention_bias": True,
+        "partial_rotary_factor": 0.5,
+    },
+}
 SHAPES: Final = tuple(_SIZES)
 SPREAD: Final = 0.02  # standard deviation of the weights
 TABLE: Final = 1 << 22  # numbers drawn once; every weight row is a window of them
 
 
 def shape_config(shape: str) -> dict[str, Any]:
-    """The config.json of a shape: Qwen2 or Qwen3-MoE, with bf16 weights."""
+    """The config.json of a shape: Qwen2, or the family that its name says, with bf16 weights."""
     hidden, layers, heads, kv_heads, mlp, vocab, tied = _SIZES[shape]
     config: dict[str, Any] = {
         "architectures": ["Qwen2ForCausalLM"],
@@ -50,7 +63,7 @@ def shape_config(shape: str) -> dict[str, Any]:
         "rope_theta": 1000000.0,
         "max_position_embeddings": 32768,
         "torch_dtype": "bfloat16",
-    }
+    } | _FAMILIES.get(shape, {})
     if shape in _EXPERTS:
         size, experts, chosen, inner = _EXPERTS[shape]
         config |= {
@@ -66,7 +79,7 @@ def shape_config(shape: str) -> dict[str, Any]:
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The tensors of a Qwen2 or Qwen3-MoE by name."""
+    """The tensors of a Qwen2, Llama, GLM or Qwen3-MoE by name."""
     hidden, vocab, experts = config["hidden_size"], config["vocab_size"], config.get("num_experts", 0)
     size = config.get("head_dim") or hidden // config["num_attention_heads"]
     query, kv = size * config["num_attention_heads"], size * config["num_key_value_heads"]
@@ -76,14 +89,17 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         at = f"model.layers.{layer}."
         for name, rows in (("q", query), ("k", kv), ("v", kv)):
             shapes[f"{at}self_attn.{name}_proj.weight"] = (rows, hidden)
-            if not experts:
+            if config["model_type"] in ("qwen2", "glm"):
                 shapes[f"{at}self_attn.{name}_proj.bias"] = (rows,)
         shapes[f"{at}self_attn.o_proj.weight"] = (hidden, query)
         if experts:
             shapes[f"{at}self_attn.q_norm.weight"] = shapes[f"{at}self_attn.k_norm.weight"] = (size,)
             shapes[f"{at}mlp.gate.weight"] = (experts, hidden)
         for block in [f"{at}mlp.experts.{e}" for e in range(experts)] or [f"{at}mlp"]:
-            shapes[f"{block}.gate_proj.weight"] = shapes[f"{block}.up_proj.weight"] = (mlp, hidden)
+            if config["model_type"] == "glm":
+                shapes[f"{block}.gate_up_proj.weight"] = (2 * mlp, hidden)
+            else:
+                shapes[f"{block}.gate_proj.weight"] = shapes[f"{block}.up_proj.weight"] = (mlp, hidden)
             shapes[f"{block}.down_proj.weight"] = (hidden, mlp)
         shapes[f"{at}input_layernorm.weight"] = shapes[f"{at}post_attention_layernorm.weight"] = (hidden,)
     shapes["model.norm.weight"] = (hidden,)

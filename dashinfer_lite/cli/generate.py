@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dashinfer_lite.cli.figures import figures
+from dashinfer_lite.cli.guided import add_guided_options, guided
 from dashinfer_lite.cli.options import add_model_options, add_sampling_options, load, sampling_params
 from dashinfer_lite.cli.terminal import Style, is_terminal, tolerate_encoding
 from dashinfer_lite.errors import RequestError
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--logprobs", type=int, metavar="N", help="log probabilities of the tokens and of the N most likely ones"
     )
     group.add_argument("--prompt-logprobs", type=int, metavar="N", help="the same for the tokens of the prompt")
+    add_guided_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if reports and not args.json:
         raise RequestError("--n, --logprobs and --prompt-logprobs need --json")
-    params = sampling_params(args, **reports)
+    params = sampling_params(args, guided=guided(args), **reports)
     prompts = _prompts(args)
     loaded = load(args)
     with loaded.llm as llm:

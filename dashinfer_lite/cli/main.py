@@ -14,7 +14,7 @@ from dashinfer_lite.errors import DashInferError, RequestError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("chat", "generate", "info", "bench", "quantize", "eval")
+COMMANDS = ("chat", "generate", "info", "serve", "bench", "quantize", "eval")
 
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 

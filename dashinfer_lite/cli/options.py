@@ -76,14 +76,19 @@ def add_threads_option(group: Arguments) -> None:
     group.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: the physical cores)")
 
 
-def load(args: argparse.Namespace) -> Loaded:
-    """Load the model with a progress bar on a terminal."""
+def load(args: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Loaded:
+    """Load the model with a progress bar on a terminal; CancelledError once it must not `go_on`."""
     from dashinfer_lite import LLM
 
     names = ("device", "dtype", "quant", "head", "kv_cache", "kv_memory", "threads", "max_context", "max_batch")
     begin = time.perf_counter()
     with ProgressBar("loading") as progress:
-        llm = LLM(args.model, **{name: getattr(args, name) for name in names}, progress=progress)
+
+        def report(done: int, total: int) -> bool:
+            progress(done, total)
+            return go_on()
+
+        llm = LLM(args.model, **{name: getattr(args, name) for name in names}, progress=report)
     return Loaded(llm, time.perf_counter() - begin)
 
 

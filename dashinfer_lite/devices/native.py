@@ -135,6 +135,10 @@ class NativeExecutable:
             raise DeviceError(
                 f"{self.info.name}: step: {step.out_logits.shape[1]} logit columns for {program.vocab_size} tokens"
             )
+        if step.out_hidden is not None and step.out_hidden.shape[1] != program.hidden_size:
+            raise DeviceError(
+                f"{self.info.name}: step: {step.out_hidden.shape[1]} hidden columns, not {program.hidden_size}"
+            )
         if step.out_top_ids.shape[1] != program.limits.max_logprobs:
             raise DeviceError(
                 f"{self.info.name}: step: {step.out_top_ids.shape[1]} alternatives a row, "

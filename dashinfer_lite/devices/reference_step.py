@@ -255,6 +255,11 @@ def _gather_rows(run: StepRun, o: _Operands) -> None:
     o.out(o.inputs[0][run.step.logit_row[run.row0 : run.row0 + run.rows["R"]]])
 
 
+def _hidden(run: StepRun, o: _Operands) -> None:
+    if run.step.out_hidden is not None:
+        run.step.out_hidden[run.row0 : run.row0 + run.rows["R"]] = o.inputs[0][:, : o.ints["H"]]
+
+
 def _sample(run: StepRun, o: _Operands) -> None:
     step, tops = run.step, run.program.limits.max_logprobs
     for row, logits in enumerate(o.inputs[0][:, : o.ints["V"]], run.row0):
@@ -307,6 +312,7 @@ _OPERATIONS: dict[str, Callable[[StepRun, _Operands], None]] = {
     "softcap": lambda run, o: o.out(np.float32(o.floats["cap"]) * np.tanh(o.inputs[0] / np.float32(o.floats["cap"]))),
     "cast": lambda run, o: o.out(o.inputs[0].copy()),
     "gather_rows": _gather_rows,
+    "hidden": _hidden,
     "sample": _sample,
     "route": _route,
     "expert_linear": _expert_linear,

@@ -9,6 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from dashinfer_lite.graph.program import Limits
 
+HIDDEN = 2  # di_sample.flags: the row's hidden state is wanted, and no token
 RAW_LOGPROB = 1  # di_sample.flags: report logprob, rank and the best alternatives of the raw distribution
 STATUS_OK, STATUS_NAN, STATUS_EMPTY = 0, 1, 2
 
@@ -86,5 +87,6 @@ class Step:
         self.out_top_ids = np.zeros((rows, limits.max_logprobs), np.int32)
         self.out_top_logprobs = np.zeros((rows, limits.max_logprobs), np.float32)
         self.out_logits: np.ndarray | None = np.zeros((rows, vocab_size), np.float32) if keep_logits else None
+        self.out_hidden: np.ndarray | None = None  # [rows, H] fp32, for steps whose rows' hidden states are wanted
         self.keep: list[object] = []
         self.native: Any = None  # the C struct over these arrays, made by the first native device that runs the step

@@ -33,7 +33,9 @@ def checked_prompt(prompt: Iterable[int], vocab_size: int, max_context: int) -> 
     return ids
 
 
-def check_params(params: SamplingParams, vocab_size: int, max_logprobs: int, has_codec: bool) -> None:
+def check_params(
+    params: SamplingParams, vocab_size: int, max_logprobs: int, has_codec: bool, has_grammars: bool = False
+) -> None:
     """RequestError where valid parameters ask for what this model or engine does not have."""
     for name in ("logprobs", "prompt_logprobs"):
         count = getattr(params, name)
@@ -49,6 +51,8 @@ def check_params(params: SamplingParams, vocab_size: int, max_logprobs: int, has
                 raise RequestError(f"{name} has token {token}; the model has the tokens 0 to {vocab_size - 1}")
     if not has_codec and (params.stop or any(isinstance(word, str) for word in params.bad_words)):
         raise RequestError("stop strings and bad words given as text need a tokenizer, and this engine has none")
+    if not has_grammars and params.guided is not None:
+        raise RequestError("guided output needs a tokenizer, and this engine has none")
 
 
 def bad_word_ids(params: SamplingParams, codec: Codec | None) -> list[tuple[int, ...]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dashinfer_lite.devices.step import Step
-from dashinfer_lite.engine.draw import score_record
+from dashinfer_lite.engine.draw import pool_record, score_record
 
 if TYPE_CHECKING:
     from dashinfer_lite.engine.scheduler import Chunk
@@ -32,6 +32,13 @@ class Drawn(NamedTuple):
     top: RawTop
 
 
+class Pooled(NamedTuple):
+    """The hidden states [n,H] of some of a prompt's tokens, in their order."""
+
+    seq: Sequence
+    rows: np.ndarray
+
+
 class Batch:
     """The arrays of one step in flight, filled in place.
 
@@ -39,11 +46,14 @@ class Batch:
     handful of numbers a sequence and only the new entries of the block table.
     """
 
-    def __init__(self, limits: Limits, max_blocks: int, max_context: int, position_rows: int) -> None:
+    def __init__(self, limits: Limits, max_blocks: int, max_context: int, position_rows: int, hidden_size: int) -> None:
         self.step = Step(limits, max_blocks, max_rows=limits.max_tokens)
         self.step.position_rows = position_rows
         self.plan: list[Chunk] = []
         self._rows: list[tuple[Sequence, bool]] = []  # of each logit row: whose it is, and whether it scores
+        self._pooled: list[tuple[Sequence, int, int]] = []  # rows [first, after) that give hidden states alone
+        self._hidden: np.ndarray | None = None  # [rows, H], once somebody asked for it
+        self._hidden_size = hidden_size
         self._counting = np.arange(max(max_context, limits.max_tokens), dtype=np.int32)
         self._seq_rows: list[tuple[Sequence, int] | None] = [None] * limits.max_seqs
         self._blocks_written = [0] * limits.max_seqs
@@ -58,7 +68,9 @@ class Batch:
         step = self.step
         self.plan = plan
         self._rows.clear()
+        self._pooled.clear()
         step.keep.clear()
+        step.out_hidden = None
         step.B, step.n_clear = len(plan), 0
         end = 0
         for b, chunk in enumerate(plan):
@@ -67,6 +79,9 @@ class Batch:
             step.q_offset[b + 1] = end
             step.kv_len[b] = chunk.start + chunk.count
             self._fill_sequence(b, chunk)
+            if chunk.seq.pooling is not None:
+                self._pool(chunk, chunk.seq.pooling.takes_all, first)
+                continue
             if chunk.seq.scores:
                 self._score(chunk, first)
             if chunk.draws:
@@ -80,6 +95,8 @@ class Batch:
         tokens, statuses = step.out_token[:rows].tolist(), step.out_status[:rows].tolist()
         results = []
         for row, (seq, scored) in enumerate(self._rows):
+            if seq.pooling is not None:
+                continue
             n_top = seq.draw.n_top_prompt if scored else seq.draw.n_top
             logprob, rank, top = 0.0, 0, _NO_TOP
             if scored or seq.draw.reports:
@@ -88,10 +105,16 @@ class Batch:
             results.append(Drawn(seq, scored, tokens[row], statuses[row], logprob, rank, top))
         return results
 
+    def pooled(self) -> list[Pooled]:
+        """The hidden states that the step gave."""
+        assert self._hidden is not None or not self._pooled
+        return [Pooled(seq, self._hidden[first:after]) for seq, first, after in self._pooled]  # type: ignore[index]
+
     def forget(self) -> None:
         """Drop the references to sequences, so that an idle engine holds on to nobody's data."""
         self.plan = []
         self._rows.clear()
+        self._pooled.clear()
         self.step.keep.clear()
         self._seq_rows = [None] * len(self._seq_rows)
         self._drawing = [None] * len(self._drawing)
@@ -138,6 +161,25 @@ class Batch:
         self._target[row:after] = seq.tokens[begin + 1 : end + 1]
         self._drawing[row:after] = [None] * (end - begin)
         self._rows += [(seq, True)] * (end - begin)
+        seq.scored = end
+
+    def _pool(self, chunk: Chunk, takes_all: bool, first: int) -> None:
+        """Ask for the hidden states of the chunk's tokens, or of the prompt's last one."""
+        seq, step = chunk.seq, self.step
+        end = chunk.start + chunk.count
+        begin = seq.scored if takes_all else seq.prompt_len - 1
+        if end <= begin:  # computed anew after a preemption, or not there yet
+            return
+        if self._hidden is None:
+            self._hidden = np.zeros((len(step.logit_row), self._hidden_size), np.float32)
+        step.out_hidden = self._hidden
+        row = len(self._rows)
+        after = row + end - begin
+        step.logit_row[row:after] = self._counting[first + begin - chunk.start : first + end - chunk.start]
+        step.sample[row:after] = pool_record()
+        self._drawing[row:after] = [None] * (end - begin)
+        self._rows += [(seq, True)] * (end - begin)
+        self._pooled.append((seq, row, after))
         seq.scored = end
 
     def _draw(self, seq: Sequence, token_row: int) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from dashinfer_lite.devices.step import STATUS_EMPTY, STATUS_OK
-from dashinfer_lite.engine.batch import Batch, Drawn
+from dashinfer_lite.engine.batch import Batch, Drawn, Pooled
 from dashinfer_lite.engine.kv_cache import KvCache
 from dashinfer_lite.engine.metrics import Counters
 from dashinfer_lite.engine.sample import RawLogprobs
@@ -58,7 +59,7 @@ class Core:
         self._flights: deque[_Flight] = deque()
         max_blocks = self.kv.blocks_for(max_context)
         self._batches = [
-            Batch(limits, max_blocks, max_context, program.position_rows)
+            Batch(limits, max_blocks, max_context, program.position_rows, program.hidden_size)
             for _ in range(max(1, executable.info.async_depth))
         ]
 
@@ -151,6 +152,8 @@ class Core:
         changed: dict[Request, None] = {}
         for drawn in batch.results():
             self._accept(drawn, changed)
+        for pooled in batch.pooled():
+            self._pool(pooled, changed)
         for request in changed:
             request.notify(is_generating=True)
             if all(seq.done for seq in self._live.get(request, ())):
@@ -177,13 +180,34 @@ class Core:
         seq.sample.token_ids.append(drawn.token)
         self.counters.generated_tokens += 1
         changed[request] = None
-        self._look_for_end(seq, drawn.token)
+        try:
+            self._look_for_end(seq, drawn.token)
+        except RequestError as error:
+            self.end(request, "failed", error)
+            return
         for follower in seq.followers:
             self.scheduler.add(follower)
         seq.followers = []
 
+    def _pool(self, pooled: Pooled, changed: dict[Request, None]) -> None:
+        """Take in hidden states; the prompt's vector is there with its last token."""
+        seq, rows = pooled
+        if seq.done or seq.pooling is None:
+            return
+        seq.pooling.take(rows)
+        if not seq.pooling.is_complete:
+            return
+        vector = seq.pooling.vector()
+        if not all(map(math.isfinite, vector)):
+            self.end(seq.request, "failed", ModelError("the model's hidden states are not numbers"))
+            return
+        seq.request.embedding = vector
+        seq.sample.finish_reason = "stop"
+        self._retire(seq)
+        changed[seq.request] = None
+
     def _look_for_end(self, seq: Sequence, token: int) -> None:
-        """Show a new token to readers, and finish the answer where it ends."""
+        """Show a new token to readers, and finish the answer where it ends; RequestError where its grammar fails."""
         sample, params = seq.sample, seq.request.params
         count = len(sample.token_ids)
         if token in seq.draw.stop_ids:
@@ -196,6 +220,8 @@ class Core:
                 sample.decode()
             if sample.found_stop is not None:
                 sample.stop_reason = sample.found_stop
+                sample.finish_reason = "stop"
+            elif seq.draw.guide is not None and seq.draw.guide.accept(token):
                 sample.finish_reason = "stop"
             elif len(seq.tokens) >= seq.max_total:
                 sample.finish_reason = "length"
@@ -219,7 +245,7 @@ class Core:
 
 def _row_error(drawn: Drawn, position: int) -> DashInferError:
     if drawn.status == STATUS_EMPTY:
-        return RequestError(f"no token may come at position {position}: bans and masks exclude all of them")
+        return RequestError(f"no token may come at position {position}: bans, masks and the grammar exclude all")
     return ModelError(
         f"the model's logits at position {position} are not numbers: the weights are broken, or their dtype overflows"
     )

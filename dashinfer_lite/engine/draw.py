@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from dashinfer_lite.devices.step import RAW_LOGPROB, SAMPLE_DTYPE
+from dashinfer_lite.devices.step import HIDDEN, RAW_LOGPROB, SAMPLE_DTYPE
+from dashinfer_lite.engine.guide import Guide
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from dashinfer_lite.engine.grammar import Matcher
     from dashinfer_lite.sampling_params import SamplingParams
 
 GREEDY_BELOW: Final = 1e-3  # a temperature under this would only overflow logits on the way to the same token
@@ -20,6 +22,7 @@ class Draw:
     """How one sequence's tokens are drawn and its prompt is scored.
 
     stop_ids      tokens that end the answer
+    guide         the grammar that the answer follows, if there is one
     needs_host    the next token's mask or the end depends on tokens that the host must have seen
     """
 
@@ -32,8 +35,13 @@ class Draw:
         bad_words: Sequence[tuple[int, ...]],
         prompt_len: int,
         max_total: int,
+        matcher: Matcher | None = None,
+        vocab_size: int = 0,
     ) -> None:
-        """Prepare the `index`-th answer for at most `max_total` tokens with the prompt; `bad_words` are token ids."""
+        """Prepare the `index`-th answer for at most `max_total` tokens with the prompt; `bad_words` are token ids.
+
+        `vocab_size` counts where there is a `matcher`: it is the length of the mask.
+        """
         self.eos_ids: frozenset[int] = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self.stop_ids = self.eos_ids | frozenset(params.stop_token_ids)
         self.min_tokens = params.min_tokens
@@ -48,7 +56,8 @@ class Draw:
             or params.no_repeat_ngram_size > 0
         )
         self._phrases = [word for word in bad_words if len(word) > 1]
-        self.needs_host = self.reads_history or bool(self._phrases) or bool(params.stop)
+        self.guide = Guide(matcher, vocab_size, self.stop_ids, self.min_tokens) if matcher is not None else None
+        self.needs_host = self.reads_history or bool(self._phrases) or bool(params.stop) or self.guide is not None
 
         singles = {word[0] for word in bad_words if len(word) == 1}
         self._banned = _ids(singles)
@@ -72,6 +81,7 @@ class Draw:
         self.record["n_bias"] = len(bias)
         self.record["n_top"] = self.n_top
         self.record["target"] = -1
+        self.record["mask"] = _address(self.guide.mask) if self.guide is not None else 0
         self.record["flags"] = RAW_LOGPROB if self.reports else 0
         self.has_static_bans = not self._phrases and not self.min_tokens
         self.record["banned_ids"], self.record["n_banned"] = _address(self._banned), len(self._banned)
@@ -98,6 +108,14 @@ def score_record(n_top: int) -> np.void:
     record["n_top"] = n_top
     record["slot"] = -1
     record["flags"] = RAW_LOGPROB
+    return record
+
+
+def pool_record() -> np.void:
+    """The record of a row whose hidden state is wanted, and no token."""
+    record = score_record(0)
+    record["target"] = 0  # scored in passing where a tile has rows that draw
+    record["flags"] = HIDDEN
     return record
 
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from dashinfer_lite.engine.admission import bad_word_ids, check_params, check_span, checked_prompt
 from dashinfer_lite.engine.core import Core
 from dashinfer_lite.engine.draw import Draw
+from dashinfer_lite.engine.pooling import KINDS, Pooling
 from dashinfer_lite.engine.positions import layout_of
 from dashinfer_lite.engine.request import Request
 from dashinfer_lite.engine.sample import Sample
 from dashinfer_lite.engine.sequence import Sequence
-from dashinfer_lite.errors import CapacityError, DashInferError
+from dashinfer_lite.errors import CapacityError, DashInferError, RequestError
 from dashinfer_lite.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from dashinfer_lite.devices.base import Executable
     from dashinfer_lite.engine.codec import Codec
+    from dashinfer_lite.engine.grammar import Grammars, Matcher
+    from dashinfer_lite.engine.pooling import Kind
     from dashinfer_lite.graph.program import Program
 
 _log = logging.getLogger("dashinfer_lite")
@@ -43,6 +46,7 @@ class Engine:
         executable: Executable,
         program: Program,
         codec: Codec | None = None,
+        grammars: Grammars | None = None,
         *,
         eos_token_ids: Iterable[int] = (),
         max_context: int | None = None,
@@ -52,13 +56,14 @@ class Engine:
     ) -> None:
         """`max_queue` requests may wait for their first step; `on_stop` is called once when the engine has ended.
 
-        Without a `codec` there is no text, only token ids.
+        Without a `codec` there is no text, only token ids; without `grammars` no answer is guided.
         """
         room = program.kv.blocks * program.kv.block_tokens
         self.max_context = min(max_context or room, room)
         self.max_queue = max_queue
         self._program = program
         self._codec = codec
+        self._grammars = grammars
         self._eos_token_ids = tuple(eos_token_ids)
         self._on_stop = on_stop
         self._room = threading.Semaphore(max_queue)
@@ -81,6 +86,7 @@ class Engine:
         cache_salt: str | None = None,
         adapter: int = 0,
         span: int = 0,
+        pooling: Kind | None = None,
         block: bool = False,
         owner: object = None,
     ) -> Request:
@@ -90,16 +96,23 @@ class Engine:
         priority      lower goes first; among equals the earlier
         cache_salt    prompts share cached prefixes only with those of the same salt
         span          the first so many prompt tokens see each other, where the model has no rule of its own
+        pooling       make a vector of the prompt, the request's `embedding`, and no answer: "last" or "mean"
         block         wait while the queue is full, instead of CapacityError
         owner         kept alive until the request is done
 
-        RequestError says what is wrong with prompt or parameters.
+        RequestError says what is wrong with prompt or parameters. A grammar that is new is compiled here, within a
+        deadline.
         """
         self.check_usable()
         params = params or SamplingParams()
         program = self._program
         ids = checked_prompt(prompt_token_ids, program.vocab_size, self.max_context)
-        check_params(params, program.vocab_size, program.limits.max_logprobs, self._codec is not None)
+        has_codec, has_grammars = self._codec is not None, self._grammars is not None
+        check_params(params, program.vocab_size, program.limits.max_logprobs, has_codec, has_grammars)
+        if pooling not in (None, *KINDS):
+            raise RequestError(f"pooling is {pooling!r:.40}; it must be {' or '.join(KINDS)}")
+        if pooling is not None:
+            params = SamplingParams(temperature=0, max_tokens=1)
         layout = layout_of(program, ids, span)
         check_span(layout.span, ids, program.limits.max_tokens)
         words = bad_word_ids(params, self._codec)
@@ -113,10 +126,21 @@ class Engine:
         salt: Hashable = (cache_salt, adapter, tuple(ids[: layout.span]), layout.gap, history)
         sequences = []
         for index, sample in enumerate(samples):
-            draw = Draw(params, index, seed, self._eos_token_ids, words, len(ids), max_total)
+            draw = Draw(
+                params,
+                index,
+                seed,
+                self._eos_token_ids,
+                words,
+                len(ids),
+                max_total,
+                self._matcher(params),
+                program.vocab_size,
+            )
             order = (priority, number, index)
+            pool = Pooling(pooling, len(ids)) if pooling is not None else None
             sequences.append(
-                Sequence(request, sample, draw, order, max_total, salt, layout.span, adapter, layout.positions)
+                Sequence(request, sample, draw, order, max_total, salt, layout.span, adapter, layout.positions, pool)
             )
         self._enter_queue(block)
         self._send(self._core.begin, request, sequences)
@@ -201,6 +225,11 @@ class Engine:
         self.check_process()
         if self._stopped is not None:
             raise self._stopped
+
+    def _matcher(self, params: SamplingParams) -> Matcher | None:
+        if params.guided is None or self._grammars is None:
+            return None
+        return self._grammars.matcher(params.guided)
 
     def _enter_queue(self, block: bool) -> None:
         while not self._room.acquire(blocking=block and not self.is_pumped):

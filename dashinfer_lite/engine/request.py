@@ -64,6 +64,7 @@ class Request:
         self.samples = samples
         self.raw_prompt_logprobs: list[RawLogprobs] = []
         self.cached_tokens = 0
+        self.embedding: list[float] | None = None  # the prompt's vector, where that was asked for
         self._host = host
         self._owner = owner  # keeps alive what would close the engine
         self._codec = codec
@@ -86,6 +87,11 @@ class Request:
     @property
     def is_done(self) -> bool:
         return self._ended_s is not None
+
+    @property
+    def version(self) -> int:
+        """Rises with every change; read it before what you look at, then wait with `changed`."""
+        return self._version
 
     @property
     def text(self) -> str:
@@ -135,6 +141,23 @@ class Request:
             seed=self.seed,
             error=None if error is None else str(error),
         )
+
+    async def changed(self, version: int) -> None:
+        """Wait until something has changed since `version`."""
+        self._host.check_process()
+        loop = asyncio.get_running_loop()
+        waiter = (loop, loop.create_future())
+        with self._changed:
+            if self._version != version:
+                return
+            self._waiters.append(waiter)
+        try:
+            await waiter[1]
+        except asyncio.CancelledError:
+            with self._changed:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+            raise
 
     def cancel(self) -> None:
         """End the request within one step; what it has generated stays readable. No effect once it is done."""
@@ -217,22 +240,12 @@ class Request:
                     raise TimeoutError(f"request {self.id} is not done; it is {self._status}")
                 self._changed.wait(left)
 
-    async def _wait_async(self, version: int) -> None:
-        self._host.check_process()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        with self._changed:
-            if self._version != version:
-                return
-            self._waiters.append((loop, future))
-        await future
-
     async def _result_async(self) -> RequestOutput:
         while True:
             version = self._version
             if self.is_done:
                 return self._checked_output()
-            await self._wait_async(version)
+            await self.changed(version)
 
 
 class Stream(Generic[T]):
@@ -264,7 +277,7 @@ class Stream(Generic[T]):
             if is_last:
                 self._end()
                 return
-            await self._request._wait_async(version)
+            await self._request.changed(version)
 
     def _look(self, seen: int) -> tuple[list[T], bool, int]:
         """New items, whether they are the last, and the version to wait from."""

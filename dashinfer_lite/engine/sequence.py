@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from dashinfer_lite.engine.draw import Draw
+    from dashinfer_lite.engine.pooling import Pooling
     from dashinfer_lite.engine.positions import Positions
     from dashinfer_lite.engine.request import Request
     from dashinfer_lite.engine.sample import Sample
@@ -31,6 +32,7 @@ class Sequence:
         span: int = 0,
         adapter: int = 0,
         positions: Positions | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
         self.request = request
         self.sample = sample
@@ -41,12 +43,13 @@ class Sequence:
         self.span = span  # the first so many tokens see each other, so one step computes them together
         self.adapter = adapter
         self.positions = positions  # None: tokens are numbered
+        self.pooling = pooling  # makes a vector of the prompt; then no token is drawn
 
         self.tokens = list(request.prompt_token_ids)  # the known ones
         self.prompt_len = len(self.tokens)
         self.pending = 0  # tokens drawn by steps in flight
         self.computed = 0
-        self.scored = 0  # prompt tokens that got, or will get, their log probability
+        self.scored = 0  # prompt tokens that got, or will get, their log probability, or a place in the vector
         self.cached_tokens = 0
         self.blocks: list[int] = []
         self.registered = 0  # full blocks that are in the prefix cache
@@ -76,5 +79,6 @@ class Sequence:
 
     @property
     def prefix_limit(self) -> int:
-        """How many tokens may come from the prefix cache: those that are still to be scored need their logits."""
-        return self.scored if self.scores else self.prompt_len + self.max_total
+        """How many tokens may come from the prefix cache: those that are still to be scored or pooled are computed."""
+        pools_all = self.pooling is not None and self.pooling.takes_all
+        return self.scored if self.scores or pools_all else self.prompt_len + self.max_total

@@ -115,7 +115,7 @@ class Graph(ExpertOps):
         softcap: float = 0.0,
         normalize: bool = False,
     ) -> Value:
-        """The head: logits of the rows that the step asks for, and the draw of their tokens.
+        """The head: hidden states and logits of the rows that the step asks for, and the draw of their tokens.
 
         `tied` names the embedding (with its full prefix) whose table is the head; then `name` is not read. Logits are
         multiplied by `scale`, then capped.
@@ -124,20 +124,20 @@ class Graph(ExpertOps):
             raise ValueError("a model has one head")
         self._vocab_size = vocab
         self._notes["head"] = self._prefix + name if tied is None else tied
+        rows = self._add("gather_rows", (x,), replace(x.type, rows="R"))
+        self._effect("hidden", (rows,), H=x.cols)
         if tied is None:
-            y = self.linear(x, name, vocab, bias=bias, normalize=normalize)
+            y = self.linear(rows, name, vocab, bias=bias, normalize=normalize)
         else:
             self._notes["tied"] = self._prefix + name
-            y = self._add(
-                "linear", (x,), ValueType(x.type.rows, (Columns(vocab),)), (self._tie(tied, vocab, x),), act=ACT_NONE
-            )
+            head = self._tie(tied, vocab, x)
+            y = self._add("linear", (rows,), ValueType("R", (Columns(vocab),)), (head,), act=ACT_NONE)
         if scale != 1.0:
             y = self.scale(y, scale)
         if softcap:
             y = self.softcap(y, softcap)
-        rows = self._add("gather_rows", (y,), replace(y.type, rows="R"))
-        self._effect("sample", (rows,), V=vocab)
-        return rows
+        self._effect("sample", (y,), V=vocab)
+        return y
 
     # ---- matrices and norms ----------------------------------------------------------------------------------------
 

@@ -216,6 +216,16 @@ _CATALOGUE: Final = (
         in_place=(2,),
     ),
     Op("gate_rows", 23, ("x", "gate"), "out = x · sigmoid(gate[.,0]).", in_place=(0,), narrow=True),
+    Op(
+        "hidden",
+        24,
+        ("x",),
+        "Hands out x[R,H] where the step asks for it: what the head multiplies, for embeddings. Rows that ask for "
+        "nothing else need no logits.",
+        ints=("H",),
+        row_wise=False,
+        output=False,
+    ),
 )
 
 OPS: Final[dict[str, Op]] = {op.name: op for op in _CATALOGUE}

@@ -101,7 +101,7 @@ def plan(trace: Trace, layout: Layout, activation: DType, limits: Limits) -> Pla
 
 
 def _is_tail(node: Node) -> bool:
-    return node.op == "sample" or (node.type is not None and node.type.rows == "R")
+    return node.op in ("hidden", "sample") or (node.type is not None and node.type.rows == "R")
 
 
 def kv_token_bytes(dtype: DType, head_size: int) -> int:

@@ -68,7 +68,9 @@ typedef enum {
                               DI_OP_LINEAR.  i0 experts, i1 activation (di_act), *_MUL included */
     DI_OP_EXPERT_SUM = 22, /* out0[T,N] = in2 + sum over j of weight[t,j] * (in0[T*k,K] . w0_e[N,K]^T)[t*k + j], j ascending, one fma
                               each.  in1 routing, in2 fp32 or -1 (may be out0), in3 as in2 of DI_OP_LINEAR.  i0 experts */
-    DI_OP_GATE_ROWS = 23   /* out0 = in0 * sigmoid(in1[.,0]) */
+    DI_OP_GATE_ROWS = 23,  /* out0 = in0 * sigmoid(in1[.,0]) */
+    DI_OP_HIDDEN = 24      /* in0[R,H] fp32 → the step's out_hidden, where it has one. i0 H.  A tile of logit rows that all ask for this
+                              alone (DI_SAMPLE_HIDDEN) ends here */
 } di_op;
 
 typedef enum { DI_ACT_NONE = 0, DI_ACT_SILU = 1, DI_ACT_GELU_TANH = 2, DI_ACT_GELU_ERF = 3, DI_ACT_SILU_MUL = 17,
@@ -152,6 +154,7 @@ typedef struct di_program_desc {
 /* ------------------------------------------------------------------------------------------------------------- step -- */
 
 #define DI_SAMPLE_RAW_LOGPROB 1u    /* report logprob, rank and the n_top best of the raw distribution */
+#define DI_SAMPLE_HIDDEN 2u         /* the row's hidden state is wanted and no token: out_token and its companions mean nothing */
 
 /* One logit row and how to pick its token. Addresses are host memory that stays valid until the ticket completes. */
 typedef struct di_sample {
@@ -203,6 +206,7 @@ typedef struct di_step {
     int32_t *out_top_ids;           /* [R][max_logprobs], -1 past n_top */
     float *out_top_logprobs;        /* [R][max_logprobs] */
     float *out_logits;              /* [R][V] or NULL */
+    float *out_hidden;              /* [R][H] or NULL: what the head multiplies, the last norm's rows */
 } di_step;
 
 /* A row that is not OK still leaves some valid token as its slot's last one: the next step may be in flight already. */

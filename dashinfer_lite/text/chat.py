@@ -4,10 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ModelError, RequestError
+from .call_messages import with_call_objects
 from .folder import read_json, read_text, read_tokenizer_config, special_tokens
+from .tool_turns import as_turns
 
 MAX_TEMPLATE = 100_000
 """Longest accepted template source in characters; real ones have up to 30 thousand."""
@@ -31,7 +33,7 @@ class ChatTemplate:
         self._templates = dict(templates)
         self._variables = dict(variables)
         self._origin = origin
-        self._compiled: dict[str, tuple[CodeType, bool]] = {}
+        self._compiled: dict[str, _Compiled] = {}
 
     @classmethod
     def load(cls, folder: str | Path) -> "ChatTemplate":
@@ -57,6 +59,11 @@ class ChatTemplate:
         """Whether the folder has a template at all."""
         return bool(self._templates)
 
+    @property
+    def sources(self) -> str:
+        """All templates of the folder, one after the other."""
+        return "\n".join(self._templates.values())
+
     def render(
         self,
         messages: Sequence[Message],
@@ -72,14 +79,18 @@ class ChatTemplate:
         from .sandbox import Sandbox
         from .sandbox_rules import MAX_TEXT
 
-        code, takes_parts = self._code("tool_use" if tools and "tool_use" in self._templates else "default")
-        checked = checked_messages(messages, takes_parts)
+        compiled = self._code("tool_use" if tools and "tool_use" in self._templates else "default")
+        if compiled.finds_tools_in_message and isinstance(messages, list | tuple):
+            messages = as_turns(messages)
+            if tools:
+                messages = [{"role": "system", "content": "", "tools": tools}, *messages]
+        checked = checked_messages(messages, compiled.takes_parts)
         variables = self._variables | kwargs
         variables |= {"messages": checked, "tools": tools, "add_generation_prompt": add_generation_prompt}
         sandbox = Sandbox()
         pieces, length = [], 0
         try:
-            template = sandbox.template_class.from_code(sandbox, code, sandbox.make_globals(None))
+            template = sandbox.template_class.from_code(sandbox, compiled.code, sandbox.make_globals(None))
             for piece in template.generate(variables):
                 length += len(piece)
                 if length > MAX_TEXT:
@@ -91,8 +102,7 @@ class ChatTemplate:
             raise RequestError(f"{self._origin}: the chat template failed: {_reason(error)}") from error
         return "".join(pieces)
 
-    def _code(self, name: str) -> tuple[CodeType, bool]:
-        """Return a template's compiled code, and whether it takes a content's parts apart itself."""
+    def _code(self, name: str) -> "_Compiled":
         if not self._templates:
             raise RequestError(
                 f"{self._origin}: this model has no chat template; use a plain prompt, or add a chat_template.jinja"
@@ -110,7 +120,8 @@ class ChatTemplate:
                 code = Sandbox().compile(source)
             except Exception as error:
                 raise RequestError(f"{self._origin}: the chat template is broken: {_reason(error)}") from error
-            self._compiled[name] = code, _LOOP_OVER_CONTENT.search(source) is not None
+            finds_tools = "metadata" in source and _TOOLS_OF_MESSAGE.search(source) is not None
+            self._compiled[name] = _Compiled(code, _LOOP_OVER_CONTENT.search(source) is not None, finds_tools)
         return self._compiled[name]
 
 
@@ -126,6 +137,16 @@ def checked_messages(messages: Sequence[Message], takes_parts: bool = False) -> 
     return [_checked_message(message, index, takes_parts) for index, message in enumerate(messages)]
 
 
+class _Compiled(NamedTuple):
+    """A template's code; whether it takes a content's parts apart itself, and whether, as GLM-4's does, it finds tools
+    in a message and calls beside the role."""
+
+    code: CodeType
+    takes_parts: bool
+    finds_tools_in_message: bool
+
+
+_TOOLS_OF_MESSAGE = re.compile(r"\w\[['\"]tools['\"]\]")
 _LOOP_OVER_CONTENT = re.compile(r"\{%[-+]?\s*for\s+\w+\s+in\s+(\w+(\.|\[['\"]))?content\b")
 
 
@@ -156,11 +177,11 @@ def _checked_message(message: Message, index: int, takes_parts: bool) -> dict[st
         raise RequestError(f"{where}: role must be a string, found {message.get('role')!r:.40}")
     content = message.get("content")
     if content is None or isinstance(content, str):
-        return dict(message)
+        return with_call_objects(message)
     if not isinstance(content, list | tuple):
         raise RequestError(f"{where}: content must be a string, a list of parts or None, not {type(content).__name__}")
     texts = [_part_text(part, f"{where}: content[{i}]") for i, part in enumerate(content)]
-    return {**message, "content": list(content) if takes_parts else "\n".join(texts)}
+    return {**with_call_objects(message), "content": list(content) if takes_parts else "\n".join(texts)}
 
 
 def _part_text(part: Any, where: str) -> str:

@@ -8,6 +8,7 @@ from ..errors import RequestError
 from .chat import ChatTemplate, Message, checked_messages
 from .chat_formats import ChatFormat, Turn, family_format
 from .tokenizer import Tokenizer
+from .tool_turns import as_turns, with_tools
 
 
 class Conversations:
@@ -42,6 +43,11 @@ class Conversations:
             return self._format.name
         return "template" if self._template.available else None
 
+    @property
+    def template_source(self) -> str:
+        """The templates that write them, one after the other; empty where a family's format does."""
+        return self._template.sources if self._format is None else ""
+
     def render(self, messages: Sequence[Message], **template: Any) -> str:
         """Return a conversation's text; errors and further arguments are those of `ChatTemplate.render`."""
         if self._format is None:
@@ -60,7 +66,10 @@ class Conversations:
 
 def _turns(name: str, messages: Sequence[Message], template: dict[str, Any]) -> list[Turn]:
     """Return messages as a format takes them; RequestError for what it has no place for."""
-    if template.get("tools"):
+    tools = template.get("tools")
+    if name in ("ChatGLM3", "GLM-4") and isinstance(messages, list | tuple):
+        messages = as_turns(with_tools(name, messages, tools) if tools else messages, in_python=name == "ChatGLM3")
+    elif tools:
         raise RequestError(f"{name}'s chat format has no place for tools; describe them in a message")
     turns = []
     for index, message in enumerate(checked_messages(messages)):

@@ -39,6 +39,9 @@ class Tokenizer(ABC):
     Families whose turns end with tokens that their files do not name have those too.
     """
 
+    joins_bytes: bool = True
+    """Whether a text is its tokens' `token_bytes`, one after the other, wherever they stand in it."""
+
     special_ids: frozenset[int]
     """The tokens that `skip_special_tokens` leaves out."""
 

@@ -44,6 +44,7 @@ class JsonTokenizer(Tokenizer):
         self.prefix, self.suffix = guarded_load(path, lambda: _frame(rust))
         self._set_frame(folder, config, eos)
         self._joining = _joining(rust)
+        self.joins_bytes = self._joining != "window"
 
     def text_stream(self, skip_special_tokens: bool) -> TextStream:
         surface = self._surface(self._token_surface, skip_special_tokens, None)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dashinfer_lite import RequestError, SamplingParams
+from dashinfer_lite.cli.guided import add_guided_options, guided
 from dashinfer_lite.cli.main import COMMANDS, main
 from dashinfer_lite.cli.options import add_sampling_options, sampling_params
 from dashinfer_lite.loading import demo_model_folder
@@ -220,3 +221,40 @@ def test_sampling_options_reach_the_parameters() -> None:
 def test_sampling_defaults_are_greedy() -> None:
     """The same command gives the same answer."""
     assert options() == SamplingParams(temperature=0.0, max_tokens=16)
+
+
+def test_guided_options(tmp_path: Path) -> None:
+    """At most one of them; files are read, and what is wrong in them is said."""
+    from dashinfer_lite import Guided
+
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_guided_options(parser)
+    schema, grammar, binary = tmp_path / "schema.json", tmp_path / "list.lark", tmp_path / "binary"
+    schema.write_text('{"type": "null"}')
+    grammar.write_text('start: "a"')
+    binary.write_bytes(b"\xff")
+    for arguments, expected in (
+        ([], None),
+        (["--json-object"], Guided(json_object=True)),
+        (["--json-schema", str(schema)], Guided(json_schema={"type": "null"})),
+        (["--regex", "a+"], Guided(regex="a+")),
+        (["--choice", "yes,no"], Guided(choice=["yes", "no"])),
+        (["--grammar", str(grammar)], Guided(grammar='start: "a"')),
+    ):
+        assert guided(parser.parse_args(arguments)) == expected
+    with pytest.raises(argparse.ArgumentError, match="not allowed with"):
+        parser.parse_args(["--json-object", "--regex", "a"])
+    for name, reason in ((grammar, "no valid JSON"), (binary, "not UTF-8")):
+        with pytest.raises(RequestError, match=reason):
+            guided(parser.parse_args(["--json-schema", str(name)]))
+    with pytest.raises(RequestError, match="different texts"):
+        guided(parser.parse_args(["--choice", "a,,b"]))
+
+
+def test_generate_follows_a_regex(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("llguidance", reason="guided output needs llguidance")
+    assert main(["generate", "The code is", "--regex", "[0-9]{4}", "--quiet"]) == 0
+    code = capsys.readouterr().out.strip()
+    assert len(code) == 4 and code.isdigit()
+    assert main(["generate", "The code is", "--regex", "(a", "--quiet"]) == 2
+    assert "unclosed group" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from typing import IO
 
 import pytest
 
-PROGRAM = [sys.executable, "-m", "dashinfer_lite.cli"]
+PROGRAM = [sys.executable, "-P", "-m", "dashinfer_lite.cli"]
 LIMIT_S = 120  # only a hang reaches it
 
 
@@ -113,7 +113,7 @@ def test_interrupt_ends_the_answer_with_a_code() -> None:
 def test_interrupt_on_a_terminal_leaves_the_program_running() -> None:
     """Ctrl-C ends the answer and the prompt comes back; Ctrl-D leaves."""
     spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
-    command = [sys.executable, "-c", spawn, *PROGRAM, "chat", "--ignore-eos", "--max-tokens", "3900"]
+    command = [sys.executable, "-P", "-c", spawn, *PROGRAM, "chat", "--ignore-eos", "--max-tokens", "3900"]
     environment = os.environ | {"TERM": "dumb"}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, cwd="/", env=environment

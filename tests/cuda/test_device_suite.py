@@ -22,7 +22,7 @@ def run_suite(*paths: str) -> None:
     folders = [str(TESTS / "support"), *(path for path in sys.path if path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
     files = [str(TESTS / "devices" / path) for path in paths]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "cuda_plugin", "--device", "cuda", *files]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "cuda_plugin", "--device", "cuda", *files]
     done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 

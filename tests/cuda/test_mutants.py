@@ -108,7 +108,7 @@ def test_a_mutant_is_noticed(mutant: Mutant, tmp_path: Path) -> None:
         pytest.skip(why)
     environment = {**os.environ, "CUDA_KERNEL_MUTANT": str(compiled(mutant, tmp_path))}
     environment.pop("DASHINFER_TEST_ALL", None)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", mutant.chosen]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", mutant.chosen]
     done = subprocess.run(
         [*command, str(HERE / mutant.tests)], env=environment, cwd=HERE.parents[1], capture_output=True, text=True
     )

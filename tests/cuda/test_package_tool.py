@@ -96,7 +96,7 @@ def test_the_tool_without_a_gpu() -> None:
         f"import runpy, sys; sys.path.append({str(ROOT)!r}); sys.argv[0] = 'x'; "
         "runpy.run_module('dashinfer_cuda', run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr
     assert "nvrtc" in done.stdout and "device " in done.stdout
 

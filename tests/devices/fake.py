@@ -7,13 +7,13 @@ cannot be right in any case is asserted. `oracle` says what must come out, from 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dashinfer_lite.devices.base import DeviceInfo
-from dashinfer_lite.devices.step import STATUS_EMPTY, STATUS_NAN, STATUS_OK, Step
+from dashinfer_lite.devices.step import HIDDEN, RAW_LOGPROB, STATUS_EMPTY, STATUS_NAN, STATUS_OK, Step
 from dashinfer_lite.errors import DeviceError
 from dashinfer_lite.graph.program import KvSpec, Limits, Program
 from dashinfer_lite.sampling_params import SamplingParams
@@ -137,6 +137,10 @@ class FakeExecutable:
         target = int(record["target"])
         if target < 0:
             self._last[int(record["slot"])] = 0  # a row that fails leaves some token that the model has
+        if record["flags"] & HIDDEN:
+            assert step.out_hidden is not None
+            step.out_hidden[row] = hidden(digest)
+            return
         if is_poisoned(digest):
             step.out_status[row] = STATUS_NAN
             return
@@ -154,6 +158,7 @@ class FakeExecutable:
             )
             banned = _ints(record["banned_ids"], record["n_banned"])
             assert list(banned) == sorted(set(banned)) or len(banned) > 1
+            banned += _masked(record["mask"])
             knobs = Knobs(
                 *(float(record[name]) for name in Knobs._fields[:6]),
                 int(record["top_k"]),
@@ -174,11 +179,16 @@ class FakeExecutable:
             assert record["slot"] == -1
         step.out_status[row] = STATUS_OK
         step.out_token[row] = token
-        if record["flags"]:
+        if record["flags"] & RAW_LOGPROB:
             step.out_logprob[row], step.out_rank[row] = score(digest, token)
             n_top = int(record["n_top"])
             step.out_top_ids[row], step.out_top_logprobs[row] = -1, 0
             step.out_top_ids[row, :n_top], step.out_top_logprobs[row, :n_top] = top(digest, n_top)
+
+
+def hidden(digest: int) -> list[float]:
+    """The hidden state after a text: eight numbers that fp32 holds exactly."""
+    return [np.nan if is_poisoned(digest) else float(fold_one(digest, i) % 4096) for i in range(8)]
 
 
 class Knobs(NamedTuple):
@@ -250,7 +260,7 @@ class Expected(NamedTuple):
     """What must come out of one answer."""
 
     token_ids: list[int]
-    finish_reason: str  # "stop", "length", "nan" or "empty"
+    finish_reason: str  # "stop", "length", "nan", "empty", or "early": complete before min_tokens
     digests: list[int]  # of the text before each token
 
 
@@ -263,8 +273,12 @@ def oracle(
     span: int = 0,
     history_rope: bool = False,
     adapter: int = 0,
+    following: Callable[[list[int]], tuple[set[int], bool]] | None = None,
 ) -> Expected:
-    """One answer, one token after the other; without stop strings and bad words of several tokens."""
+    """One answer, one token after the other; without stop strings and bad words of several tokens.
+
+    `following` says which tokens of a grammar may follow an answer, and whether its text is complete.
+    """
     tokens = list(prompt)
     answer: list[int] = []
     digests: list[int] = []
@@ -288,6 +302,9 @@ def oracle(
             len(tokens),
         )
         banned = singles | (stops if len(answer) < params.min_tokens else set())
+        if following is not None:
+            more, is_complete = following(answer)
+            banned |= set(range(VOCAB)) - (more | stops if is_complete else more)
         token = pick(digest, knobs, banned, tokens if reads_history else ())
         if token is None:
             return Expected(answer, "empty", digests)
@@ -297,6 +314,8 @@ def oracle(
         answer.append(token)
         if token in stops:
             return Expected(answer, "stop", digests)
+        if following is not None and following(answer) == (set(), True):
+            return Expected(answer, "stop" if len(answer) >= params.min_tokens else "early", digests)
         if len(answer) == params.max_tokens or len(tokens) >= max_context:
             return Expected(answer, "length", digests)
 
@@ -314,6 +333,14 @@ def prompt_digest(prompt: Sequence[int], span: int = 0, history_rope: bool = Fal
 
 def _ints(address: int, count: int) -> tuple[int, ...]:
     return tuple((ctypes.c_int32 * int(count)).from_address(int(address))) if count else ()
+
+
+def _masked(address: int) -> tuple[int, ...]:
+    """The tokens that a mask forbids."""
+    if not address:
+        return ()
+    words = (ctypes.c_uint32 * -(-VOCAB // 32)).from_address(int(address))
+    return tuple(token for token in range(VOCAB) if not words[token // 32] >> token % 32 & 1)
 
 
 def _floats(address: int, count: int) -> tuple[float, ...]:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from one_op import Array, Maker, Span, assert_close, both, examples, rounded
+from one_op import Array, Maker, Span, assert_close, both, examples, fill_step, rounded
+
+from dashinfer_lite.devices.step import HIDDEN
 
 UNIT = 2.0**-24
 HALF_BF16 = 2.0**-8
@@ -303,3 +305,30 @@ def test_gather_rows(device: Any, rows: int, wanted: list[int], cols: int, dtype
             got = bench.get(y_slot, len(last))
             np.testing.assert_array_equal(got[:, :cols], x[last])
             assert not got[:, cols:].any()
+
+
+@examples(25)
+@given(rows=ROWS, cols=COLS, flagged=st.sets(st.integers(0, 69)), seed=SEEDS)
+def test_hidden(device: Any, rows: int, cols: int, flagged: set[int], seed: int) -> None:
+    """Hidden states of all rows come out; tokens do unless a whole tile asks for none."""
+    x = np.random.default_rng(seed).standard_normal((rows, cols)).astype(np.float32)
+    maker = Maker(device.info, tail_rows=8, vocab=cols, hidden=cols)
+    x_slot, y_slot = maker.slot(cols), maker.slot(cols, rows="R")
+    maker.op("cast", (x_slot,), (x_slot,))
+    maker.tail_op("gather_rows", (x_slot,), (y_slot,))
+    maker.tail_op("hidden", (y_slot,), H=cols)
+    maker.tail_op("sample", (y_slot,), V=cols)
+    wanted = list(range(rows))[::-1]
+    tiles = [range(first, min(first + 8, rows)) for first in range(0, rows, 8)]
+    drawn = [row for tile in tiles if not flagged.issuperset(tile) for row in tile]
+    with both(device, maker) as benches:
+        for bench in benches:
+            step = fill_step(bench.step, [Span(rows, logits=wanted)])
+            step.sample["flags"][sorted(row for row in flagged if row < rows)] |= HIDDEN
+            step.out_hidden = np.full((rows, cols), np.nan, np.float32)
+            bench.put(x_slot, x)
+            bench.submit(step)
+            np.testing.assert_array_equal(step.out_hidden, x[wanted])
+            np.testing.assert_array_equal(step.out_token[drawn], x[wanted].argmax(1)[drawn])
+            step.out_hidden = None
+            bench.submit(step)

@@ -6,6 +6,7 @@ from typing import Any
 
 from fake import EOS, FakeExecutable, fake_program
 from fake_codec import FakeCodec
+from fake_grammar import FakeGrammars
 from late import LateExecutable
 
 from dashinfer_lite.engine import Engine
@@ -17,7 +18,7 @@ def build_engine(
     """An engine whose device is `delay` steps late; `engine.fake` is the device."""
     lowered = fake_program(**(program or {}))
     fake = FakeExecutable(lowered, failing)
-    executable = LateExecutable(fake, delay, lowered.kv.block_tokens) if delay else fake
-    engine = Engine(executable, lowered, FakeCodec(), eos_token_ids=[EOS], **options)
+    executable = LateExecutable(fake, delay, lowered.kv.block_tokens, lowered.vocab_size) if delay else fake
+    engine = Engine(executable, lowered, FakeCodec(), FakeGrammars(), eos_token_ids=[EOS], **options)
     engine.fake = fake  # type: ignore[attr-defined]
     return engine

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import hypothesis.strategies as st
-from fake import POISON, oracle
+from fake import EOS, POISON, oracle
 from fake_codec import full_text
 from fake_engine import build_engine
+from fake_grammar import following, joined
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from dashinfer_lite.engine import Engine, Request
 from dashinfer_lite.graph.program import Limits
+from dashinfer_lite.guided import Guided
 from dashinfer_lite.sampling_params import SamplingParams
 
 BLOCK = 4
@@ -28,6 +31,9 @@ class Job:
     params: SamplingParams
     options: dict[str, Any]
 
+
+# Some that continue others, one that is long, one that no tokens can finish.
+CHOICES = ("bcd", "bcdef", "a d e", "hijklhijkl", "b c")
 
 prompts = st.one_of(
     # Prompts that share beginnings, and some that do not.
@@ -51,6 +57,7 @@ parameters = st.builds(
     stop=st.sampled_from([(), (), "a", "b c"]),
     logprobs=st.sampled_from([None, None, 2]),
     prompt_logprobs=st.sampled_from([None, None, None, 1]),
+    guided=st.sampled_from([None, None, None, Guided(choice=CHOICES), Guided(grammar="refuse 2")]),
 )
 
 
@@ -155,6 +162,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def check(self, job: Job) -> None:
         out = job.request.output()
+        guided = job.params.guided
         expected = [
             oracle(
                 job.prompt,
@@ -163,15 +171,19 @@ class EngineMachine(RuleBasedStateMachine):
                 out.seed,
                 self.engine.max_context,
                 history_rope=self.history_rope,
+                following=partial(following, guided) if guided is not None and guided.choice else None,
                 **job.options,
             )
             for index in range(job.params.n)
         ]
+        fails = any(answer.finish_reason in ("nan", "empty", "early") for answer in expected)
+        if guided is not None and guided.grammar:
+            fails |= any(len(answer.token_ids) >= 2 for answer in expected)
         if job.request.status == "failed":
-            assert any(answer.finish_reason == "nan" for answer in expected)
+            assert fails
             return
         if job.request.status == "finished":
-            assert all(answer.finish_reason != "nan" for answer in expected)
+            assert not fails or job.params.stop
             if job.params.prompt_logprobs is not None:
                 assert out.prompt_logprobs is not None and len(out.prompt_logprobs) == len(job.prompt)
         for output, answer in zip(out.outputs, expected, strict=True):
@@ -182,6 +194,8 @@ class EngineMachine(RuleBasedStateMachine):
                 assert output.token_ids == answer.token_ids
             if output.logprobs is not None:
                 assert [next(iter(entry)) for entry in output.logprobs] == output.token_ids
+            if guided is not None and guided.choice and output.finish_reason == "stop" and not job.params.stop:
+                assert joined([token for token in output.token_ids if token != EOS]).decode() in guided.choice
             whole = full_text(output.token_ids)
             assert whole.startswith(output.text)
             if output.finish_reason == "stop" and isinstance(output.stop_reason, str):

@@ -27,7 +27,7 @@ SWITCHES = {"ignore_eos", "include_stop_str_in_output", "skip_special_tokens"}
 
 def test_every_field_is_in_a_table() -> None:
     names = {field.name for field in fields(SamplingParams)}
-    assert names == {*INTEGERS, *NUMBERS, *SWITCHES, "logit_bias", "bad_words", "stop", "stop_token_ids"}
+    assert names == {*INTEGERS, *NUMBERS, *SWITCHES, "logit_bias", "bad_words", "stop", "stop_token_ids", "guided"}
 
 
 @pytest.mark.parametrize("name", INTEGERS)
@@ -68,6 +68,7 @@ WRONG: dict[str, list[object]] = {
     "bad_words": ["word", [""], [[]], [[-1]], [5], [[1.5]]],
     "logit_bias": [{-1: 0}, {"1": 0}, {1: math.nan}, {1: math.inf}, {1: 100.5}, {True: 1}, [1], {1: None}],
     "min_tokens": [17],
+    "guided": ["[a-z]", True, ["a"], 5],
 }
 
 

@@ -18,6 +18,7 @@ PROMISED = {
     "04_async.py": ["fox:", "bear:", "rabbit:", "left after 10 pieces"],
     "05_pump.py": ["fox: 10, bear: 10, rabbit: 5", "[finished, "],
     "06_devices.py": ["cpu        usable", "the same tokens"],
+    "07_guided.py": ["choice: yes", "schema: ['city', 'people']", 'get_weather({"city": "Lima"})'],
 }
 
 

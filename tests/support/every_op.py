@@ -8,8 +8,8 @@ from one_op import Maker
 
 from dashinfer_lite.graph.program import KvSpec
 
-X, H, Q, K, V, TABLE, A, G, ROWS, LOGITS, VIEW, PLANES, GRID = range(13)
-SCORES, ROUTING, INNER, INNER_PLANES, INNER_GRID = range(13, 18)
+X, H, Q, K, V, TABLE, A, G, ROWS, LOGITS, VIEW, PLANES, GRID, STATES = range(14)
+SCORES, ROUTING, INNER, INNER_PLANES, INNER_GRID = range(14, 19)
 WORDS, FREQUENCIES, NORM, BIAS, WIDE, HEAD, OUT, GATE_UP, LM_HEAD, SLOPES, CODES, ORDER = range(12)
 GATE, EXPERTS_UP, EXPERTS_DOWN, EXPERT_CODES = range(12, 16)
 
@@ -38,6 +38,7 @@ def everything(info: Any) -> Maker:
     m.op("attention", (q,), (a,), (slopes, slopes), layer=0, Hq=4, Hkv=2, D=32, window=7, scale=0.2)
     m.op("linear", (a, x), (x,), (out, bias))
     planes, grid = m.quantize(q, 128, group=48)
+    states = m.slot(64, rows="R")
     m.op("linear", (planes, x, grid), (x,), (codes, bias))
     m.op("linear", (h,), (g,), (gate_up,), act=17)
     m.op("act", (x,), (x,), act=1)
@@ -56,6 +57,8 @@ def everything(info: Any) -> Maker:
     m.op("expert_sum", (planes, routing, x, grid), (x,), (codes,), experts=5)
     m.op("gate_rows", (x, scores), (x,))
     m.tail_op("gather_rows", (h,), (rows,))
+    m.tail_op("cast", (rows,), (states,))
+    m.tail_op("hidden", (states,), H=64)
     m.tail_op("linear", (rows,), (logits,), (lm_head,))
     m.tail_op("sample", (logits,), V=64)
     return m

@@ -329,3 +329,40 @@ def test_nothing_leads_out_of_the_sandbox(source: str) -> None:
 def test_broken_templates(source: str) -> None:
     with pytest.raises(RequestError, match="template"):
         render(source)
+
+
+def test_arguments_of_past_calls_are_objects() -> None:
+    """Clients send them as JSON text, which a template would quote once more; what is no object stays as it is."""
+    source = "{% for c in messages[1].tool_calls %}{{ (c.function or c).arguments | tojson }} {% endfor %}"
+    calls: list[Any] = [
+        {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}},
+        {"name": "f", "arguments": {"a": 2}},
+        {"name": "f", "arguments": "not JSON"},
+        {"name": "f", "arguments": "[" * 100_000},
+    ]
+    answer = {"role": "assistant", "content": None, "tool_calls": calls}
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "x"}], "tool_calls": calls[:2]}
+    assert render(source, [*USER, answer]).startswith('{"a": 1} {"a": 2} "not JSON" "[[[')
+    assert render(source, [*USER, parts]) == '{"a": 1} {"a": 2} '
+    assert calls[0]["function"]["arguments"] == '{"a": 1}'
+    assert render("{{ messages[0].tool_calls }}", [{**USER[0], "tool_calls": "no list"}]) == "no list"
+    assert render("{{ messages[0].tool_calls }}", [{**USER[0], "tool_calls": [5]}]) == "[5]"
+
+
+GLM4 = (
+    "{% for item in messages %}{% if item['tools'] is defined %}<|system|>\nTOOLS{% for tool in item['tools'] %} "
+    "{{ tool.function.name }}{% endfor %}{% endif %}{% if item['content'] %}<|{{ item['role'] }}|>"
+    "{{ item['metadata'] }}\n{{ item['content'] }}{% endif %}{% endfor %}"
+)
+LOOKED_UP: list[dict[str, Any]] = [
+    *USER,
+    {"role": "assistant", "content": "I look.", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": "é"}'}}]},
+    {"role": "tool", "content": "5"},
+]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+def test_templates_that_find_tools_in_a_message() -> None:
+    past = '<|user|>\nhi<|assistant|>\nI look.<|assistant|>f\n{"a": "é"}<|observation|>\n5'
+    assert render(GLM4, LOOKED_UP) == past
+    assert render(GLM4, LOOKED_UP, tools=[TOOL]) == "<|system|>\nTOOLS f" + past

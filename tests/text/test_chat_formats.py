@@ -1,6 +1,7 @@
 """Chat formats of families without a template: reference ids, messages that try to forge turns, wrong conversations."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,6 @@ def test_a_vocabulary_without_the_tokens_of_its_format(tmp_path: Path) -> None:
         ([{"role": "user", "content": "a", "metadata": 3}], {}, "metadata must be a string"),
         ([{"role": "user", "content": "a", "metadata": "x\ny"}], {}, "metadata must be a string of one line"),
         ([*USER, {"role": "wizard", "content": "a"}], {}, r"messages\[1\].* no role 'wizard'"),
-        (USER, {"tools": [{"name": "f"}]}, "no place for tools"),
         ([{"role": "user", "content": "a" * 5_000_000}], {}, "longer than 4194304"),
     ],
 )
@@ -225,3 +225,70 @@ def test_wrong_rounds(tmp_path: Path, messages: Any, message: str) -> None:
 def test_a_late_system_message_of_baichuan() -> None:
     with pytest.raises(RequestError, match="at the beginning only"):
         opened(GOLDEN / "spm_baichuan2")[0].prompt(USER + SYSTEM)
+
+
+# ---- tools ---------------------------------------------------------------------------------------------------------
+
+TOOL = {"type": "function", "function": {"name": "get_time", "parameters": {}}}
+CALLED = [
+    *USER,
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "get_time", "arguments": '{"a": "é"}'}}],
+    },
+    {"role": "tool", "content": "12:00"},
+]
+
+
+@pytest.mark.parametrize("kind", ["tiktoken_qwen", "spm_chatglm1", "spm_baichuan2"])
+def test_formats_without_tools(kind: str) -> None:
+    with pytest.raises(RequestError, match="no place for tools"):
+        opened(GOLDEN / kind)[0].prompt(USER, tools=[TOOL])
+
+
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [("tiktoken_glm4", '{"a": "é"}'), ("spm_chatglm3", " ```python\ntool_call(a='é')\n```")],
+)
+def test_tools_of_glm(kind: str, call: str) -> None:
+    """They stand in a system message; a call is a turn with its name beside the role, its result an observation."""
+    conversations, _ = opened(GOLDEN / kind)
+    written = conversations.render(CALLED)
+    assert written == f"<|user|>\nhi<|assistant|>get_time\n{call}<|observation|>\n12:00<|assistant|>"
+    for messages in (CALLED, [*SYSTEM, *CALLED]):
+        text = conversations.render(messages, tools=[TOOL])
+        begin, user, _ = text.partition("<|user|>")
+        assert text.endswith(written) and user and begin.startswith("<|system|>\n") and '"name": "get_time"' in begin
+        assert ("Be short." in begin) == (messages is not CALLED)
+    both = {"role": "assistant", "content": "So.", "tool_calls": [*CALLED[1]["tool_calls"], {"name": "f"}]}
+    assert f"<|assistant|>\nSo.<|assistant|>get_time\n{call}<|assistant|>f\n" in conversations.render([*USER, both])
+
+
+@pytest.mark.parametrize("kind", ["tiktoken_glm4", "spm_chatglm3"])
+@pytest.mark.parametrize(
+    ("messages", "tools", "message"),
+    [
+        ([], [TOOL], "must not be empty"),
+        (["hi"], [TOOL], "must be a dict"),
+        ([*USER, {"role": "assistant", "tool_calls": [5]}], None, None),
+        (
+            [*USER, {"role": "assistant", "tool_calls": [{"name": "a\nb"}]}],
+            None,
+            "metadata must be a string of one line",
+        ),
+        ([*USER, {"role": "assistant", "tool_calls": [{"name": 5}]}], None, "metadata must be a string"),
+        ([*USER, {"role": "assistant", "tool_calls": "f"}], None, "needs a content"),
+        ([*USER, {"role": "assistant", "tool_calls": [{"arguments": {"a": {1}}}]}], None, None),
+        (USER, [{1, 2}], "must be JSON"),
+        (USER, ["f"], None),
+    ],
+)
+def test_wrong_tools_of_glm(kind: str, messages: Any, tools: Any, message: str | None) -> None:
+    """An error that says so, or a prompt; nothing else."""
+    conversations, _ = opened(GOLDEN / kind)
+    try:
+        assert conversations.prompt(messages, tools=tools)[1]
+        assert message is None
+    except RequestError as error:
+        assert message is None or re.search(message, str(error))

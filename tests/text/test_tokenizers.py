@@ -324,7 +324,7 @@ print("alive")
     ],
 )
 def test_mutated_files_never_crash(tmp_path: Path, kind: str, name: str) -> None:
-    command = [sys.executable, "-c", MUTANTS, str(tmp_path), str(GOLDEN / kind / name), name, "200"]
+    command = [sys.executable, "-P", "-c", MUTANTS, str(tmp_path), str(GOLDEN / kind / name), name, "200"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "alive\n", done.stderr
 
@@ -352,5 +352,5 @@ def test_importing_text_loads_no_library() -> None:
         "import dashinfer_lite.text.detokenize, dashinfer_lite.text.stop\n"
         "print({'tokenizers', 'sentencepiece', 'jinja2', 'numpy'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -60,12 +60,12 @@ def test_16_bit(gpu: Any, name: str) -> None:
 
 def test_the_device_suite(gpu: Any) -> None:
     """`pytest tests/devices --device cuda`."""
-    command = [sys.executable, "-m", "pytest", "-q", "--device", "cuda", str(TESTS / "devices")]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "--device", "cuda", str(TESTS / "devices")]
     done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:]
 
 
 def test_the_self_test(gpu: Any) -> None:
     """`python -m dashinfer_cuda` finds no difference."""
-    done = subprocess.run([sys.executable, "-m", "dashinfer_cuda"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-m", "dashinfer_cuda"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

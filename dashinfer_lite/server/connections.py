@@ -1,0 +1,111 @@
+"""uvicorn's connections with three more limits: slow or endless headers, and readers that do not read."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Final
+
+HEADER_TIMEOUT_S: Final = 10.0
+WRITE_TIMEOUT_S: Final = 30.0
+MAX_HEADER_BYTES: Final = 96 << 10  # of a request on its way; what has arrived is held to Settings.max_headers
+
+
+@cache
+def limited_protocol(
+    write_timeout_s: float = WRITE_TIMEOUT_S, header_timeout_s: float = HEADER_TIMEOUT_S, base: str | None = None
+) -> type:
+    """uvicorn's HTTP protocol with limits on what a client may keep waiting; see `_protocol` for `base`."""
+    protocol: Any = _protocol(base)
+
+    class LimitedProtocol(protocol):  # type: ignore[misc]
+        """One connection."""
+
+        _patience: asyncio.TimerHandle | None = None
+        _header_bytes = 0
+        _unread: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._expect_headers()
+
+        def data_received(self, data: bytes) -> None:
+            if self._is_between_requests():
+                self._header_bytes += len(data)
+                self._expect_headers()
+            super().data_received(data)
+            if not self._is_between_requests():
+                self._header_bytes = 0
+                self._stop(self._patience)
+                self._patience = None
+            elif self._header_bytes > MAX_HEADER_BYTES:
+                self.transport.abort()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self._stop(self._patience)
+            self._stop(self._unread)
+            super().connection_lost(error)
+
+        def pause_writing(self) -> None:
+            """The client does not read: it has some time to change its mind."""
+            super().pause_writing()
+            self._expect_reading()
+
+        def resume_writing(self) -> None:
+            self._stop(self._unread)
+            super().resume_writing()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.is_closing():  # which would wait for the client without end
+                self._expect_reading()
+
+        def timeout_keep_alive_handler(self) -> None:
+            if self.transport.get_write_buffer_size():
+                self._expect_reading()
+            else:
+                super().timeout_keep_alive_handler()
+
+        def _expect_reading(self) -> None:
+            self._stop(self._unread)
+            self._unread = self.loop.call_later(write_timeout_s, self._give_up)
+
+        def _give_up(self) -> None:
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()
+            elif self._is_between_requests():
+                self.transport.close()
+
+        def _is_between_requests(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
+        def _expect_headers(self) -> None:
+            """A request that has begun must be there soon; uvicorn itself looks after idle connections."""
+            if self._patience is None:
+                self._patience = self.loop.call_later(header_timeout_s, self._lose_patience)
+
+        def _lose_patience(self) -> None:
+            self._patience = None
+            if self._is_between_requests():
+                self.transport.abort()
+
+        @staticmethod
+        def _stop(timer: asyncio.TimerHandle | None) -> None:
+            if timer is not None:
+                timer.cancel()
+
+    return LimitedProtocol
+
+
+def _protocol(base: str | None) -> type:
+    """The protocol over "httptools" or "h11"; None: over httptools where that is installed."""
+    if base is None:
+        base = "httptools" if find_spec("httptools") else "h11"
+    if base == "httptools":
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+        return HttpToolsProtocol
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    return H11Protocol
