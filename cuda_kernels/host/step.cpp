@@ -24,8 +24,6 @@ int bucket_rows(int x) { return x <= 8 ? power_of_two(x) : static_cast<int>(roun
 }  // namespace
 
 int Program::submit(const di_step& step, uint64_t* ticket, Why why) {
-    if (step.struct_size < sizeof(di_step))
-        return why.fail(DI_EINVAL, "step: its description is of an older interface");
     if (broken_) return why.fail(DI_EDEAD, "the GPU failed in an earlier step; load the model again");
     const StepLimits limits{desc_.max_tokens, desc_.max_seqs, 2 * desc_.max_seqs, desc_.kv};
     if (const int bad = check_step(step, limits, why)) return bad;
