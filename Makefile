@@ -19,6 +19,9 @@ test-all: ## the full matrix and more random examples (long)
 lint: ## ruff, mypy and clang-format
 	ruff check . && ruff format --check . && mypy && clang-format --dry-run -Werror $$(git ls-files 'cpu_kernels/*.cpp' 'cpu_kernels/*.h' 'cuda_kernels/*.cpp' 'cuda_kernels/*.h' 'tests/*.cpp')
 
+test-clients: ## more real clients against a server, each in an environment of its own (needs a package index and node)
+	$(PYTHON) tests/server/clients/run_all.py
+
 bench: ## throughput and latency of a 0.5B shape beside the machine's limits
 	dashinfer-lite bench --shape qwen2.5-0.5b
 
@@ -29,4 +32,4 @@ asan: ## the suite under the address sanitizer
 	DASHINFER_SANITIZE=address $(PYTHON) -m pip install --force-reinstall --no-deps .
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 $(PYTHON) -m pytest
 
-.PHONY: help build debug test test-all lint bench bench-compare asan
+.PHONY: help build debug test test-all test-clients lint bench bench-compare asan

@@ -48,7 +48,9 @@ QUICK_PROBE_BYTES, QUICK_PROBE_ROUNDS = 64 << 20, 2_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `bench` takes."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--shape", choices=SHAPES, help="random weights of this shape")
+    source.add_argument(
+        "--shape", choices=SHAPES, metavar="SHAPE", help=f"random weights of this shape: {', '.join(SHAPES)}"
+    )
     add_model_option(source)
     add_type_options(parser)
     add_threads_option(parser)

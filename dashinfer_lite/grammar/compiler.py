@@ -77,7 +77,7 @@ class GrammarCompiler:
             self._keep(guided, error)
             raise error
         if isinstance(result, DashInferError):
-            raise result
+            raise type(result)(str(result))  # its own one each time: a kept error must not gather tracebacks
         return result
 
     def _look_up(self, guided: Guided) -> Grammar | DashInferError | None:
@@ -100,17 +100,19 @@ class GrammarCompiler:
     def _job(self, guided: Guided) -> _Job:
         """The compilation of `guided`: one that is under way, or a new one once a worker is free."""
         for _ in range(self._ticks):
+            has_worker = self._workers.acquire(timeout=_TICK_S)
             with self._lock:
+                known = self._jobs.get(guided)
                 if guided in self._kept:  # done since it was looked up
-                    return _Job(self._kept[guided])
-                if guided in self._jobs:
-                    return self._jobs[guided]
-                if self._workers.acquire(blocking=False):
+                    known = _Job(self._kept[guided])
+                if known is None and has_worker:
                     job = self._jobs[guided] = _Job()
                     self._start(guided, job)
                     return job
-            if self._workers.acquire(timeout=_TICK_S):
+            if has_worker:
                 self._workers.release()
+            if known is not None:
+                return known
         raise CapacityError("other grammars are being compiled; submit the request again later")
 
     def _start(self, guided: Guided, job: _Job) -> None:

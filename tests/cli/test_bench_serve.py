@@ -95,10 +95,12 @@ async def one(server: Server) -> Outcome:
     return outcome
 
 
-@pytest.mark.parametrize("cut", [1, 2, 7, 1 << 16])
-def test_a_stream_is_read_however_it_is_cut(cut: int) -> None:
+@pytest.mark.parametrize(("chunk", "cut"), [(1, 1 << 16), (7, 1), (7, 2), (1 << 16, 7), (1 << 16, 1 << 16)])
+def test_a_stream_is_read_however_it_is_cut(chunk: int, cut: int) -> None:
     """Three pieces in order, the server's counts, and nothing for the comment or the usage."""
-    outcome = against(STREAM, one, cut)
+    body = b"".join(events(piece("a"), piece("b"), piece("c", "stop"), USAGE))
+    pieces = chunked(*(body[begin : begin + chunk] for begin in range(0, len(body), chunk)))
+    outcome = against(OK + b"Transfer-Encoding: chunked\r\n\r\n" + pieces, one, cut)
     assert outcome.error is None
     assert (outcome.prompt_tokens, outcome.cached_tokens, outcome.output_tokens) == (7, 2, 3)
     assert len(outcome.pieces) == 3

@@ -254,6 +254,26 @@ def test_one_compilation_for_all_who_ask(gated: tuple[GrammarCompiler, Gate]) ->
     assert len(made) == 8 and len(set(map(id, made))) == 1 and len(gate.compiled) == 1
 
 
+def test_many_ask_at_once(tokenizer: Tokenizer) -> None:
+    """More grammars than workers, from many threads: all are compiled, nobody is turned away."""
+    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, deadline_s=200)
+    failed: list[Exception] = []
+
+    def ask(number: int) -> None:
+        try:
+            for i in range(4):
+                grammars.compile(Guided(regex=f"{(number + i) % 20}+"))
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and len(grammars._kept) == 20 and not grammars._jobs
+
+
 def test_what_is_kept_is_bounded(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "MAX_KEPT", 5)
     first = compiler.compile(Guided(choice=["first"]))

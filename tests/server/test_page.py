@@ -252,7 +252,7 @@ def test_a_phone(browser: Browser, url: str, tmp_path: Path, is_dark: bool) -> N
     page.wait_for("document.body.dataset.engine === 'up'")
     ask(page, STORY)
     page.screenshot(tmp_path / "chat.png")
-    fits = "document.documentElement.scrollWidth <= 360"
+    fits = "['html', '.log', '.lanes'].map(s => document.querySelector(s)).every(e => e.scrollWidth <= e.clientWidth)"
     assert page.run(fits)
     page.click("#panel-toggle")
     page.wait_for("getComputedStyle(document.getElementById('panel')).visibility === 'visible'")
