@@ -45,6 +45,7 @@ enum Result : int {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kAlignment = 256;
+constexpr size_t kDead = 512;  // freed allocations whose addresses are not given out again
 
 struct Graph {
     std::vector<Operation> operations;
@@ -83,6 +84,7 @@ struct State {
     int arch = 80, devices = 1;
     size_t memory = size_t{512} << 20, used = 0;
     std::map<DevicePointer, Block> device_memory;
+    std::deque<Block> dead;
     std::map<uintptr_t, size_t> pinned;
     std::map<std::string, long> counts;
     std::map<std::string, long> failures;  // entry point → how many calls from now on until one fails
@@ -252,7 +254,14 @@ EXPORT int cuMemFree_v2(DevicePointer p) {
     const auto found = state().device_memory.find(p);
     if (found == state().device_memory.end()) return kInvalidValue;
     state().used -= found->second.bytes;
-    munmap(found->second.base, found->second.mapped);
+    // Its addresses stay dead for a while, so that what still uses them faults.
+    mprotect(found->second.base, found->second.mapped, PROT_NONE);
+    madvise(found->second.base, found->second.mapped, MADV_DONTNEED);
+    state().dead.push_back(found->second);
+    if (state().dead.size() > kDead) {
+        munmap(state().dead.front().base, state().dead.front().mapped);
+        state().dead.pop_front();
+    }
     state().device_memory.erase(found);
     return kSuccess;
 }

@@ -130,7 +130,12 @@ int weight_write_codes(void* program, int32_t weight, int32_t row0, int32_t rows
 }
 
 int submit(void* program, const di_step* step, uint64_t* ticket, char* text, size_t size) {
-    return static_cast<Program*>(program)->submit(*step, ticket, {text, size});
+    const Why why{text, size};
+    if (step->struct_size < offsetof(di_step, out_hidden))
+        return why.fail(DI_EINVAL, "step: its description is of an older interface");
+    di_step known{};  // fields that the caller does not know stay 0
+    std::memcpy(&known, step, std::min<size_t>(step->struct_size, sizeof known));
+    return static_cast<Program*>(program)->submit(known, ticket, why);
 }
 
 int wait(void* program, uint64_t ticket, char* text, size_t size) {

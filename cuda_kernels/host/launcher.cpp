@@ -64,10 +64,19 @@ int Launcher::tail(bool captured) {
     for (int first = 0; first < size_.R; first += most) {
         const int count = std::min(most, size_.R - first);
         tile_ = {first, {captured ? in_block<int32_t>(StepLayout::kCountR) : nullptr, count}};
-        for (const di_instr& in : program_.tail_)
+        for (const di_instr& in : program_.tail_) {
             if (const int bad = timed(in, -1)) return bad;
+            if (in.op == DI_OP_HIDDEN && !captured && wants_no_tokens()) break;
+        }
     }
     return DI_OK;
+}
+
+// Whether no row of the tile needs what comes after its hidden state.
+bool Launcher::wants_no_tokens() const {
+    for (int r = tile_.first; r < tile_.first + tile_.rows.most; ++r)
+        if (!(step_.sample[r].flags & DI_SAMPLE_HIDDEN)) return false;
+    return true;
 }
 
 // While profiling, each instruction is waited for.

@@ -37,6 +37,7 @@ class Launcher {
     int product(const Weight& w, LinearArgs args, const View& planes, const View& grid);
     int group(const di_instr& in, int tile_rows, Experts* experts);
     int sample(const di_instr& in);
+    bool wants_no_tokens() const;
     int copy_rows(const View& rows, int columns, float* to);
 
     template <class Args>

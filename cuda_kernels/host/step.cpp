@@ -10,7 +10,7 @@ namespace di {
 namespace {
 
 constexpr size_t kMostGraphs = 128;
-constexpr size_t kSmallest = size_t{4} << 10;  // of the block and the lists
+constexpr size_t kSmallest = size_t{1} << 10;  // of the block and the lists
 
 int power_of_two(int x) {
     int p = 1;
@@ -24,8 +24,6 @@ int bucket_rows(int x) { return x <= 8 ? power_of_two(x) : static_cast<int>(roun
 }  // namespace
 
 int Program::submit(const di_step& step, uint64_t* ticket, Why why) {
-    if (step.struct_size < sizeof(di_step))
-        return why.fail(DI_EINVAL, "step: its description is of an older interface");
     if (broken_) return why.fail(DI_EDEAD, "the GPU failed in an earlier step; load the model again");
     const StepLimits limits{desc_.max_tokens, desc_.max_seqs, 2 * desc_.max_seqs, desc_.kv};
     if (const int bad = check_step(step, limits, why)) return bad;
