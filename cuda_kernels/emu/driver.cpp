@@ -387,6 +387,7 @@ EXPORT int cuEventElapsedTime(float* milliseconds, void* from, void* to) {
 }
 EXPORT int cuStreamWaitEvent(void* stream, void* handle, unsigned) {
     const Lock lock(state().mutex);
+    if (enter("cuStreamWaitEvent")) return kInvalidHandle;
     const Event event = *static_cast<Event*>(handle);
     if (event.stream && event.stream != stream) put(stream, [=] { run_until(*event.stream, event.at); });
     return kSuccess;

@@ -51,7 +51,7 @@ class Emulator:
         cuda_package().load_library(self.host).di_cuda_set(name.encode(), value.encode())
 
     def control(self) -> ctypes.CDLL:
-        """The stand-in driver's `emu_count(name)` and `emu_fail(name, nth)`."""
+        """The stand-in driver's `emu_count(name)`, `emu_fail(name, nth)` and `emu_hurry(on)`."""
         library = ctypes.CDLL(str(self.driver))
         library.emu_count.restype = ctypes.c_long
         library.emu_fail.argtypes = [ctypes.c_char_p, ctypes.c_long]
