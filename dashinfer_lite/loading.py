@@ -248,7 +248,7 @@ def host_kv_blocks(memory: int, block_bytes: int, info: DeviceInfo) -> int:
     """
     if memory and info.unified_memory:
         raise RequestError(
-            f"host_kv_memory is for devices with a memory of their own; the KV cache of {info.name!r} is in host memory "
+            f"host_kv_memory is for devices with a memory of their own; {info.name!r} has its KV cache in host memory "
             "already: raise kv_memory instead"
         )
     if 0 < memory < block_bytes:

@@ -163,29 +163,31 @@ def test_prefixes_that_leave_and_return(emulated: Emulator, golden: Path, graphs
         control.emu_hurry(0)
 
 
-def test_host_kv_memory(emulated: Emulator) -> None:
+def test_host_kv_memory(emulated: Emulator, golden: Path) -> None:
     """From LLM's parameter to its statistics; the CPU, whose memory is the host's, refuses it."""
     from dashinfer_lite import LLM
 
-    options: dict[str, Any] = {"dtype": "fp32", "kv_memory": "1MiB", "max_batch": 2, "max_context": 64}
+    block = 32 << 10  # bytes
+    options: dict[str, Any] = {"dtype": "fp32", "kv_memory": 3 * block, "max_batch": 2, "max_context": 64}
     params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
-    prompts = [[first, *range(20, 55)] for first in range(3, 9)]
+    prompts = [[first, *range(20, 55)] for first in (3, 4, 5, 3)]
     found = []
-    for host_kv_memory in (0, "4MiB"):
-        with LLM(device="cuda", host_kv_memory=host_kv_memory, **options) as llm:
-            found.append([llm.generate(prompt, params)[0].outputs[0].token_ids for prompt in (*prompts, prompts[0])])
+    for host_kv_memory in (0, 9 * block + 1):
+        with LLM(golden / "qwen2_5", "cuda", host_kv_memory=host_kv_memory, **options) as llm:
+            found.append([llm.submit(prompt, params).result().outputs[0].token_ids for prompt in prompts])
             stats, info = llm.stats(), llm.info
-        assert (stats["prefix_host_hit_tokens"] > 0) == (stats["kv_blocks_swapped_in"] > 0) == bool(host_kv_memory)
-        assert info["host_kv_tokens"] == 32 * stats["kv_host_blocks"]
-    assert found[0] == found[1] and stats["kv_host_blocks"] > 4
-    for device, kwargs, reason in (
+        returned = int(host_kv_memory > 0)
+        assert (stats["prefix_host_hit_tokens"], stats["kv_blocks_swapped_in"]) == (32 * returned, returned)
+        assert info["host_kv_tokens"] == 32 * stats["kv_host_blocks"] == 32 * (host_kv_memory // block)
+    assert found[0] == found[1]
+    for device, more, reason in (
         ("cpu", {"host_kv_memory": "1MiB"}, "raise kv_memory instead"),
         ("cuda", {"host_kv_memory": 10}, "holds no block"),
         ("cuda", {"host_kv_memory": 10, "prefix_cache": False}, "leave prefix_cache on"),
         ("cuda", {"host_kv_memory": -1}, "host_kv_memory is -1"),
     ):
         with pytest.raises(DashInferError, match=reason):
-            LLM(device=device, **options, **kwargs)
+            LLM(golden / "qwen2_5", device, **options, **more)
 
 
 def test_sampling_like_the_cpu(emulated: Emulator) -> None:

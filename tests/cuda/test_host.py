@@ -218,7 +218,7 @@ def test_swaps_beside_a_step_in_flight(emulated: Emulator, bench: Bench, hurry: 
         emulated.control().emu_hurry(0)
 
 
-def test_host_blocks_are_counted(emulated: Emulator, device: Any) -> None:
+def test_swapped_blocks_are_counted(emulated: Emulator, device: Any) -> None:
     """They are one piece of pinned memory; blocks that are filled from them count as used."""
     pinned = emulated.control().emu_count(b"pinned")
     bench = chain_on(device)

@@ -106,7 +106,8 @@ def emulator(arch: int = 80) -> Emulator:
         if not image.exists():  # another process may be reading
             fresh.write_bytes(b"DIEMU\0" + str(target.path).encode() + b"\0")
             fresh.rename(image)
-    return Emulator(host.path, driver.path, together)
+    mutant = os.environ.get("CUDA_HOST_MUTANT")  # see tests/cuda/test_mutants.py
+    return Emulator(Path(mutant) if mutant else host.path, driver.path, together)
 
 
 @dataclass(frozen=True)
