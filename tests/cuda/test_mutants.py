@@ -141,7 +141,7 @@ def outcome(mutant: Mutant, library: Path) -> tuple[int, str]:
     environment = {**os.environ, f"CUDA_{'HOST' if mutant.kernel == 'host' else 'KERNEL'}_MUTANT": str(library)}
     environment.pop("DASHINFER_TEST_ALL", None)
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", mutant.chosen]
-    command.append(str(HERE / mutant.tests))
+    command += ["-o", "faulthandler_timeout=150", str(HERE / mutant.tests)]  # a hang ends before it ends this run
     done = subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True)
     return done.returncode, done.stdout[-2000:] + done.stderr[-1000:]
 
