@@ -1,6 +1,6 @@
-// Exact integer products of activations and the codes of a panel. Three ways to the same sums: bytes with bytes where the
-// processor adds four such products to a dword; else words with words, both planes at once; or, for codes of 4 bits and
-// one row, bytes with bytes in pairs.
+// Exact integer products of activations and the codes of a panel. Three ways to the same sums: bytes with bytes where
+// the processor adds four such products to a dword; else words with words, both planes at once; or, for codes of 4 bits
+// and one row, bytes with bytes in pairs.
 #pragma once
 #include "../layout.h"
 #include "inline.h"

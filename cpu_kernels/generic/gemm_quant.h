@@ -71,8 +71,8 @@ DI_INLINE void combine(const int32_t* high, const int32_t* low, const PanelGrid&
     }
 }
 
-// Rows [m, m + kRows) of one band times one panel, or a single row times two: cell by cell in turns, as two streams bring
-// more than one.
+// Rows [m, m + kRows) of one band times one panel, or a single row times two: cell by cell in turns, as two streams
+// bring more than one.
 template <class Dot, int kRows, int kPlanes, bool kNibbles>
 DI_NOINLINE void multiply_quant(const GemmQ& g, const Operand& x, int m, const int* p, int panels, bool cold) {
     constexpr int kPanels = kRows == 1 ? 2 : 1;
