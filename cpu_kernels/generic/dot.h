@@ -98,7 +98,7 @@ struct ByteDot {
     template <int kRows, int kPlanes, bool kNibbles>
     static void add(const Operand& x, const uint8_t* w, int cells, bool cold, int32_t* sums) {
         constexpr int kHalves = Walk<V, kNibbles, kRows == 1>::halves(kRows * kPlanes);
-        constexpr int kBlock = kRows == 1 ? 1 : kHalves == 2 ? 1 << 20 : 8;
+        constexpr int kBlock = kHalves == 2 ? 1 << 20 : 8;
         for (int c = 0; c < cells; c += kBlock) {
             const int n = cells - c < kBlock ? cells - c : kBlock;
             const Operand from{x.x + c * x.cell, x.cell, x.plane};
@@ -193,7 +193,7 @@ struct WordDot {
     static void add(const Operand& x, const uint8_t* w, int cells, bool cold, int32_t* sums) {
         // A sum stays within 31 bits for so many cells: 64 · 4 · 255 · 32512, or 64 · 64 · 15 · 32512.
         constexpr int kHalves = Walk<V, kNibbles, kRows == 1>::halves(kRows);
-        constexpr int kBlock = kRows == 1 ? 1 : kPlanes == 1 ? 8 : kNibbles ? 8 : 4;
+        constexpr int kBlock = kPlanes == 1 ? 8 : kNibbles ? 8 : 4;
         for (int c = 0; c < cells; c += kBlock) {
             const int n = cells - c < kBlock ? cells - c : kBlock;
             const Operand from{x.x + c * x.cell, x.cell, 0};
