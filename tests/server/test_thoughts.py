@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,14 +44,17 @@ def test_an_answer_that_is_all_thoughts(make_app: Callable[..., Any], thinker: L
     pieces = [chunk["choices"][0]["delta"].get("reasoning_content", "") for chunk in chunks]
     assert "".join(pieces) == message["reasoning_content"]
     assert counts[0] == 0 and counts[-1] == count and counts[len(counts) // 2] not in (0, count)
-    response = client.post(
-        "/v1/responses", {"input": STORY, "temperature": 0, "max_output_tokens": 200, "ignore_eos": True}
-    )
-    assert response.json["usage"]["output_tokens_details"]["reasoning_tokens"] == count
     hidden = client.chat(STORY, include_reasoning=False, **fields).json
     assert "reasoning_content" not in hidden["choices"][0]["message"] and hidden["usage"] == {
         **usage, "prompt_tokens_details": hidden["usage"]["prompt_tokens_details"],
     }  # fmt: skip
+    usage = client.chat(STORY, max_tokens=200).json["usage"]
+    count = usage["completion_tokens_details"]["reasoning_tokens"]
+    for stream in (False, True):
+        asked = {"input": STORY, "temperature": 0, "max_output_tokens": 200, "stream": stream}
+        reply = client.post("/v1/responses", asked)
+        response = json.loads(reply.events[-1])["response"] if stream else reply.json
+        assert response["usage"]["output_tokens_details"]["reasoning_tokens"] == count
 
 
 @given(st.text(alphabet="ab ", max_size=1000), st.lists(st.integers(0, 1000), max_size=20))
