@@ -51,6 +51,13 @@ class Served:
         connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
         return connection.getresponse()
 
+    def is_running(self) -> bool:
+        """Whether a request is computed."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
+        with contextlib.closing(connection):
+            connection.request("GET", "/metrics")
+            return re.search(rb"num_requests_running\{.*\} 1\.0", connection.getresponse().read()) is not None
+
     def wait_until_deaf(self) -> None:
         """Until it takes no connections any more."""
 
@@ -112,6 +119,20 @@ def test_a_signal_drains(served: Callable[..., Served], number: int) -> None:
     assert code == 0 and errors == ""
     assert not results or results[0].endswith(b"data: [DONE]\n\n") or b"draining" in results[0]
     server.wait_until_deaf()
+
+
+def test_a_signal_during_prefill(served: Callable[..., Served]) -> None:
+    """A prompt of thousands of tokens is on its way, and nothing has been generated: it is answered, then all ends."""
+    server = served("--max-context", "4096", "--kv-memory", "64MiB").wait_until_ready()
+    answers: list[bytes] = []
+    body: dict[str, Any] = {"prompt": "a fox and a bear went " * 600, "max_tokens": 3, "stream": False}
+    asking = threading.Thread(target=lambda: answers.append(server.ask(**body).read()))
+    asking.start()
+    wait_until(server.is_running)
+    code, errors = server.end(signal.SIGTERM)
+    asking.join(WAIT_S)
+    assert (code, errors) == (0, "")
+    assert json.loads(answers[0])["usage"]["completion_tokens"] == 3
 
 
 def test_a_second_signal_aborts(served: Callable[..., Served]) -> None:
