@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dashinfer_lite.server")
 
 LAST_WORDS_S: Final = 2  # for telling clients that their requests were cancelled
+LAST_RESORT_S: Final = 30  # then uvicorn cancels whatever goes on without a connection
 
 # Loads the model; it asks now and then whether to go on.
 Load = Callable[[Callable[[], bool]], "LLM"]
@@ -86,7 +87,7 @@ class _Server(uvicorn.Server):
             access_log=access_log,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=drain_s + 2 * LAST_WORDS_S,
+            timeout_graceful_shutdown=drain_s + LAST_RESORT_S,
         )
         super().__init__(config)
         self.service: Service = app.state.service
