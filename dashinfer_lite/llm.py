@@ -11,7 +11,15 @@ from dashinfer_lite.engine import Engine, Request
 from dashinfer_lite.engine.pooling import normalized
 from dashinfer_lite.errors import CancelledError, DashInferError, ModelError, RequestError
 from dashinfer_lite.grammar.compiler import GrammarCompiler
-from dashinfer_lite.loading import DTYPES, KV_DTYPES, Options, demo_model_folder, kv_dtype_for, load_model
+from dashinfer_lite.loading import (
+    DTYPES,
+    KV_DTYPES,
+    Options,
+    demo_model_folder,
+    kv_dtype_for,
+    load_model,
+    parse_size,
+)
 from dashinfer_lite.outputs import EmbeddingOutput
 from dashinfer_lite.prompts import (
     Messages,
@@ -57,6 +65,7 @@ class LLM:
         *,
         max_queue: int = 1024,
         prefix_cache: bool = True,
+        host_kv_memory: str | int = 0,
         progress: Callable[[int, int], object] | None = None,
         isa: str | None = None,
         passes: Iterable[str] | None = None,
@@ -78,6 +87,8 @@ class LLM:
         max_batch      most sequences that are computed together; None: 64
         max_queue      most requests that wait; further ones get a CapacityError
         prefix_cache   whether prompts share what they begin with
+        host_kv_memory  host memory for cached prefixes that kv_memory has no room for, from where they return; taken at
+                       once. 0: none. For devices with a memory of their own
         progress       called with (bytes done, bytes in all) while loading; where it returns False, loading ends with
                        CancelledError
         isa            a lower CPU tier: "amx", "avx512", "avx2" or "scalar"
@@ -85,9 +96,12 @@ class LLM:
 
         ModelError, DeviceError, CapacityError and RequestError say what is wrong and what to do.
         """
+        if not prefix_cache and parse_size("host_kv_memory", host_kv_memory, least=0):
+            raise RequestError("host_kv_memory keeps cached prefixes; leave it out, or leave prefix_cache on")
         options = Options(
-            device, dtype, kv_cache, kv_memory, threads, max_context, max_batch, isa, passes, progress, quant, head
-        )
+            device, dtype, kv_cache, kv_memory, threads, max_context, max_batch, isa, passes, progress, quant, head,
+            host_kv_memory,
+        )  # fmt: skip
         model = load_model(path, options)
         tokenizer = model.tokenizer
         self._grammars = GrammarCompiler(tokenizer, model.program.vocab_size) if tokenizer is not None else None
@@ -276,6 +290,7 @@ class LLM:
             "max_context": self._engine.max_context,
             "max_batch": model.program.limits.max_seqs,
             "kv_tokens": kv.blocks * kv.block_tokens,
+            "host_kv_tokens": kv.host_blocks * kv.block_tokens,
             "load_s": model.load_s,
             **{key: value for key, value in self.stats().items() if key.endswith("_bytes")},
         }
