@@ -134,6 +134,9 @@ inline Launch launch_linear(const LinearArgs& a, const Chip& chip) {
     return {"linear_fma", divide_up(a.N, 64), row_blocks(a.experts, a.rows, 64), 256, 0};
 }
 
+inline Launch launch_linear_halves(const LinearHalvesArgs& a) { return {"linear_halves", a.count, 1, 128, 0}; }
+inline Launch launch_linear_finish(const LinearFinishArgs& a) { return {"linear_finish", a.count, 1, 128, 0}; }
+
 inline Launch launch_linear_codes(const LinearCodesArgs& a, const Chip&) {
     const bool gated = (a.e.act & 16) != 0, two = a.n_planes == 2, four = a.w.bits == 4;
     const bool few = a.experts.chosen ? !a.experts.list : a.rows.most <= 16;

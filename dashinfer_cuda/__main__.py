@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from dashinfer_cuda import HERE
+from dashinfer_cuda import HERE, describe_cublaslt
 from dashinfer_cuda._check import Product, self_test
 from dashinfer_cuda._find import find_libraries
 from dashinfer_lite.devices import devices, open_device
@@ -43,9 +43,13 @@ def print_kernels(folder: Path = HERE / "cubin") -> None:
 
 
 def print_libraries() -> None:
-    """Where the compiler for GPUs without kernels is."""
+    """Where the compiler for GPUs without kernels is, and whether products of many rows go through cuBLASLt."""
     found = find_libraries()
     print(f"nvrtc      {found.get('nvrtc', 'not found; only GPUs that no kernel was compiled for need it')}")
+    usable, text = describe_cublaslt()
+    print(
+        f"cublaslt   {text if usable else f'not used ({text}): products of many rows use the kernels of this package'}"
+    )
 
 
 def print_device() -> int:
