@@ -1,4 +1,7 @@
-"""`python -m dashinfer_cuda`: GPUs, kernels and libraries found, a self-test, and how fast a product is."""
+"""`python -m dashinfer_cuda`: GPUs, kernels and libraries found, a self-test, and how fast a product is.
+
+`--quick` leaves out the measurement.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def main() -> int:
         print(f"device     none: {status.reason}")
         return 1
     try:
-        return print_device()
+        return print_device(measures="--quick" not in sys.argv[1:])
     except DashInferError as error:
         print(f"device     failed: {error}")
         return 2
@@ -52,7 +55,7 @@ def print_libraries() -> None:
     )
 
 
-def print_device() -> int:
+def print_device(measures: bool = True) -> int:
     """Opens the first GPU, compares it with the CPU and measures it."""
     device = open_device("cuda")
     info = device.info
@@ -61,7 +64,7 @@ def print_device() -> int:
         print(f"device     {info.detail}, kernels {info.tier}, {info.threads} multiprocessors, {memory}")
         difference = self_test()
         print(f"self-test  {difference or 'the demo model writes the same tokens as on the CPU'}")
-        for rows in ROWS:
+        for rows in ROWS if measures else ():
             product = Product(device, rows)
             print(f"product    {product.describe()}")
     finally:

@@ -14,18 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_emulator import Emulator, cuda_package, emulator, missing
-from one_op import Bench, Maker, Span, rounded
+from large_product import EPILOGUES, TYPES, product
 from safetensors.numpy import load_file
 from stepping import Loop, load
 
 from dashinfer_lite.devices import open_device
-from dashinfer_lite.devices.reference_ops import activation
 from dashinfer_lite.engine import Engine
 from dashinfer_lite.graph.program import Limits
 from dashinfer_lite.sampling_params import SamplingParams
 
-GATED = 16
-UNIT = {"f32": 2.0**-24, "bf16": 2.0**-8}
 SETTINGS = ("cublaslt", "cublaslt_rows", "graphs")
 
 
@@ -47,59 +44,6 @@ def emulated() -> Iterator[Emulator]:
 def calls(emulated: Emulator) -> int:
     """How many products the library has computed."""
     return int(emulated.control().emu_count(b"cublasLtMatmul"))
-
-
-def product(
-    device: Any, count: int, n: int, k: int, x_type: str, w_type: str, *, act: int = 0, out: str = "f32",
-    bias: bool = False, residual: str = "",
-) -> float:  # fmt: skip
-    """A product of `count` rows; the error as a share of what rounding may do. `residual` "in place" is the output."""
-    rng = np.random.default_rng(n + k)
-    maker = Maker(device.info, tokens=count + 5)
-    x, w = maker.slot(k, x_type), maker.matrix(n, k, w_type)
-    cols = n // 2 if act >= GATED else n
-    y = maker.slot(cols, out)
-    r = {"": -1, "in place": y}[residual] if residual != "beside" else maker.slot(cols)
-    b = maker.vector(n) if bias else -1
-    maker.op("linear", (x, r), (y,), (w, b), act=act)
-    bench = Bench(device, maker)
-    values = [rounded(rng.standard_normal(shape), t) for shape, t in (((count, k), x_type), ((n, k), w_type))]
-    added = rng.standard_normal((count, cols)).astype(np.float32) if residual else np.zeros((count, cols), np.float32)
-    biases = rng.standard_normal(n).astype(np.float32) if bias else np.zeros(n, np.float32)
-    bench.matrix(w, values[1])
-    if bias:
-        bench.vector(b, biases)
-    bench.put(x, values[0])
-    bench.poison(y, count + 5)
-    if residual:
-        bench.put(r, added)
-    bench.run(Span(count))
-    got = bench.get(y, count)[:, :cols]
-    bench.close()
-    u, v = (each.astype(np.float64) for each in values)
-    total, sizes = u @ v.T + biases, np.abs(u) @ np.abs(v).T + np.abs(biases)
-    if act >= GATED:
-        total, sizes = (each.reshape(count, -1, 2, 16) for each in (total, sizes))
-        total = activation(total[:, :, 0], act - GATED) * total[:, :, 1]
-        sizes = sizes[:, :, 0] * sizes[:, :, 1]
-        total, sizes = (each.reshape(count, cols) for each in (total, sizes))
-    else:
-        total = activation(total, act)
-    expected = total + added
-    bound = (k / 16 + 16) * UNIT["f32"] * (sizes + np.abs(added)) + UNIT[out] * np.abs(expected)
-    return float((np.abs(got - expected) / bound).max())
-
-
-TYPES = [("bf16", "bf16", "f32"), ("bf16", "bf16", "bf16"), ("f32", "f32", "f32"), ("f32", "f16", "f32")]
-PLAIN: dict[str, Any] = {}
-EPILOGUES = [
-    PLAIN,
-    {"residual": "beside"},
-    {"residual": "in place"},
-    {"bias": True},
-    {"act": 2, "bias": True, "residual": "beside"},
-    {"act": GATED + 1},
-]
 
 
 @pytest.mark.parametrize("types", TYPES, ids="-".join)

@@ -81,6 +81,11 @@ def missing() -> str:
     return "" if shutil.which(_compiler()) else f"the emulator needs the compiler {_compiler()}"
 
 
+def is_emulated(device: Any) -> bool:
+    """Whether a GPU is the stand-in driver's."""
+    return bool(device.info.detail.startswith("emulated"))
+
+
 @cache
 def emulator(arch: int = 80) -> Emulator:
     """Compiles what is not compiled yet, with kernels for one architecture."""
