@@ -5,7 +5,8 @@
 Both distributions go into a folder of this run, with kernels for the GPU at hand alone; what is installed stays as it
 is. Each part has a limit of its own, and one that fails does not stop the next. Figures stand beside what PyTorch does
 in the same run where it is installed. Without OUT.json they go to tests/bench/results. `--emulated` goes through all of
-it on the emulator, with sizes that it can do: the run is what that tests, its times mean nothing.
+it on the emulator beside the dashinfer-lite that is installed, with sizes that it can do: the run is what that tests,
+its times mean nothing.
 """
 
 from __future__ import annotations
@@ -96,10 +97,11 @@ class Run:
     # ---- the parts ----
 
     def build(self) -> dict[str, Any]:
-        """Both distributions from this checkout."""
+        """Both distributions from this checkout; for the emulator dashinfer-cuda alone, without its kernels."""
         install = [sys.executable, "-P", "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps"]
         install += ["--target", str(self.site), str(HOUSE)]
-        self.run("build", *install)
+        if not self.emulated:
+            self.run("build", *install)
         architectures = self.architectures or self.native_architecture()
         chosen = {"DASHINFER_CUDA_ARCHS": architectures} if architectures else {}
         if self.emulated:
