@@ -177,7 +177,7 @@ class EngineMachine(RuleBasedStateMachine):
             for index in range(job.params.n)
         ]
         fails = any(answer.finish_reason in ("nan", "empty", "early") for answer in expected)
-        if guided is not None and guided.grammar:  # which breaks at the second token that it sees: not the one that ends
+        if guided is not None and guided.grammar:  # breaks at the second token that it sees: not the one that ends
             fails |= any(len(answer.token_ids) - (answer.finish_reason == "stop") >= 2 for answer in expected)
         if job.request.status == "failed":
             assert fails
