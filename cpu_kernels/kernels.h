@@ -137,6 +137,8 @@ constexpr int kSplit = 1024;       // cache positions a split, likewise
 constexpr size_t partial_floats(int padded_head) { return static_cast<size_t>(kMaxTileRows) * (padded_head + 2); }
 constexpr size_t attention_scratch_floats() { return 32 * (2 * kSoftmaxStep + 4 * kMaxHead + 64); }
 
+constexpr int kLogitBlock = 64;
+
 struct KernelTable {
     const char* name;
 
@@ -191,7 +193,10 @@ struct KernelTable {
     // Merges the partials of `splits` splits in ascending order and writes y.
     void (*attention_merge)(const Attention&, const AttentionTask&, const float* partials, int splits);
 
-    // Sampling over a contiguous row.
+    // Sampling. The largest of each block of kLogitBlock columns, NaN if any is NaN, of rows [m, m + n); those of the
+    // first row from `maxima` on, those of the next one `stride` further.
+    void (*block_maxima)(const View& x, int m, int n, int cols, float* maxima, size_t stride);
+    // Over a contiguous row:
     float (*max)(const float* x, int n);                  // NaN if any NaN
     double (*sum_exp)(const float* x, int n, float max);  // sum of exp(x - max)
     void (*exp_shifted)(float* y, const float* x, int n, float max,

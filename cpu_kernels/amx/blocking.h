@@ -6,8 +6,9 @@
 namespace di {
 namespace {
 
-constexpr int kGroupPanels = 8;  // panels of a group: they share the rows' block in L2
-constexpr int kChunkBands = 16;  // bands of 32 rows of a chunk
+constexpr int kGroupPanels = 8;                     // panels of a group: they share the rows' block in L2
+constexpr int kChunkBands = 16;                     // bands of 32 rows of a chunk
+constexpr size_t kResidentBytes = size_t{1} << 20;  // of a chunk that stays in L2 with all its columns
 
 static_assert(2 * kGroupPanels * kChunkBands * kCellSize <= Gemm::scratch_floats());
 
@@ -17,10 +18,16 @@ DI_INLINE int part_begin(int count, int parts, int i) {
 }
 DI_INLINE int parts_of(int count, int largest) { return (count + largest - 1) / largest; }
 
+// Whether a chunk of so many bands stays in L2: panel after panel passes by it, a group of its own. Other chunks come
+// block by block of K, for which a group of panels is gathered.
+DI_INLINE bool is_resident(int bands, size_t band_bytes) {
+    return static_cast<size_t>(bands < kChunkBands ? bands : kChunkBands) * band_bytes <= kResidentBytes;
+}
+
 // Cache lines to fetch, a few at a time between tile instructions.
 struct Lines {
-    const char* at;
-    const char* end;
+    const char* at = nullptr;
+    const char* end = nullptr;
 
     template <int kWrite, int kLocality>
     DI_INLINE void fetch(int n) {

@@ -156,6 +156,7 @@ template <Finish kHow>
 struct Group {
     const Gemm& g;
     int m0, m1, q0, q1;
+    bool resident;  // the rows are in L2 and need no fetching, nor do the few sums
     Pipeline<kHow>& line;
 
     int bands() const { return (m1 - m0 + kCell - 1) / kCell; }
@@ -203,14 +204,19 @@ struct Group {
         const char* w_next = p + 1 < q1 ? panel_of(g, p + 1) + step.k0 * kCellBytes
                                         : panel_of(g, step.final ? q1 : q0) + step.next0 * kCellBytes;
         Lines next_w{w_next, w_next + cells * kCellBytes};
-        const int w_lines = next_w.share(bands() * cells), next_cells = step.next1 - step.next0;
+        const int fetches = bands() * (cells > 1 ? cells - 1 : 1);  // a block's first cell fetches nothing
+        const int w_lines = next_w.share(fetches), next_cells = step.next1 - step.next0;
         // This panel's part of the next block of x.
         const int x0 = step.next0 + part_begin(next_cells, q1 - q0, p - q0);
         const int x1 = step.next0 + part_begin(next_cells, q1 - q0, p - q0 + 1);
         for (int i = 0; i < bands(); ++i) {
             const int m = m0 + i * kCell, rows = m1 - m < kCell ? m1 - m : kCell;
             const Block block{x(i, step.k0), w, cells, step.first ? nullptr : acc(p, i)};
-            const Lines next_x{x(i, x0), x(i, x1)}, out = output_lines(step, m, p, i);
+            Lines next_x, out;
+            if (!resident) {
+                next_x = {x(i, x0), x(i, x1)};
+                out = output_lines(step, m, p, i);
+            }
             if (rows > 16) {
                 line.template run<true>(block, next_w, w_lines, next_x, out);
             } else {
@@ -249,13 +255,14 @@ DI_NOINLINE void gemm_blocked(const Gemm& g, int m0, int m1, int p0, int p1) {
     configure_tiles(16, 16);
     Pipeline<kHow> line(g);
     const int bands = (m1 - m0 + kCell - 1) / kCell;
-    const int chunks = parts_of(bands, kChunkBands), groups = parts_of(p1 - p0, kGroupPanels);
+    const bool resident = is_resident(bands, g.k_cells * kCellBytes);
+    const int chunks = parts_of(bands, kChunkBands), groups = parts_of(p1 - p0, resident ? 1 : kGroupPanels);
     for (int c = 0; c < chunks; ++c) {
         const int begin = m0 + part_begin(bands, chunks, c) * kCell;
         const int end = m0 + part_begin(bands, chunks, c + 1) * kCell;
         for (int q = 0; q < groups; ++q) {
             const int q0 = p0 + part_begin(p1 - p0, groups, q), q1 = p0 + part_begin(p1 - p0, groups, q + 1);
-            Group<kHow>{g, begin, end < m1 ? end : m1, q0, q1, line}.run();
+            Group<kHow>{g, begin, end < m1 ? end : m1, q0, q1, resident, line}.run();
         }
     }
     line.drain();

@@ -93,8 +93,18 @@ class QuantGroup {
     static constexpr size_t kUnitInts = 4 * 256;
     using Sums = Pending<kPlanes, !kNibbles>;
 
-    QuantGroup(const GemmQ& q, const Gemm& epilogue, CodeBuffers<kNibbles>& buffers, int m0, int m1, int q0, int q1)
-        : x_(q.x), grid_(q.grid), w_(q.w), epilogue_(epilogue), buffers_(buffers), m0_(m0), m1_(m1), q0_(q0), q1_(q1) {
+    QuantGroup(const GemmQ& q, const Gemm& epilogue, CodeBuffers<kNibbles>& buffers, bool resident, int m0, int m1,
+               int q0, int q1)
+        : x_(q.x),
+          grid_(q.grid),
+          w_(q.w),
+          epilogue_(epilogue),
+          buffers_(buffers),
+          resident_(resident),
+          m0_(m0),
+          m1_(m1),
+          q0_(q0),
+          q1_(q1) {
         const size_t units = static_cast<size_t>(q1 - q0) * bands() * kUnits;
         ints_ = reinterpret_cast<int32_t*>(q.scratch);
         totals_ = q.scratch + (w_.group_cells() > kCodeBlock ? units * kUnitInts : 0);
@@ -165,8 +175,10 @@ class QuantGroup {
             if (left <= 0) continue;
             const int8_t* x = x_.row(band, 0, 0);
             const auto* x_ahead = reinterpret_cast<const char*>(x);
-            ahead.x = {x_ahead + (half == 0 ? x0 : x1) * x_step, x_ahead + x1 * x_step};
-            ahead.x_lines = ahead.x.share(s.cells);
+            if (!resident_) {
+                ahead.x = {x_ahead + (half == 0 ? x0 : x1) * x_step, x_ahead + x1 * x_step};
+                ahead.x_lines = ahead.x.share(s.cells);
+            }
             Cursor at{w, x + s.cell * x_step + first * kQuantCell, x_step,
                       (kPlanes == 2 ? band_rows : second) * kQuantCell};
             const size_t index = static_cast<size_t>(p - q0_) * bands() * kUnits + i;
@@ -303,6 +315,7 @@ class QuantGroup {
     const QuantWeight w_;
     const Gemm& epilogue_;
     CodeBuffers<kNibbles>& buffers_;
+    const bool resident_;  // the rows are in L2 and need no fetching
     const int m0_, m1_, q0_, q1_;
     int32_t* ints_;
     float* totals_;
@@ -319,7 +332,8 @@ DI_NOINLINE void gemm_quant_blocked(const GemmQ& g, int m0, int m1, int p0, int 
     const int bands = (m1 - m0 + kCell - 1) / kCell;
     // What the scratch and L2 hold.
     const int most = (kPlanes == 2 && (parts || sums)) || (parts && sums) ? kChunkBands / 2 : kChunkBands;
-    const int chunks = parts_of(bands, most), groups = parts_of(p1 - p0, kGroupPanels);
+    const bool resident = is_resident(bands, static_cast<size_t>(kPlanes) * kCell * kQuantCell * g.w.cells);
+    const int chunks = parts_of(bands, most), groups = parts_of(p1 - p0, resident ? 1 : kGroupPanels);
     const Gemm epilogue = epilogue_of(g);
     CodeBuffers<kNibbles> buffers;
     for (int i = 0; i < chunks * groups; ++i) {
@@ -327,7 +341,7 @@ DI_NOINLINE void gemm_quant_blocked(const GemmQ& g, int m0, int m1, int p0, int 
         const int begin = m0 + part_begin(bands, chunks, c) * kCell;
         const int end = m0 + part_begin(bands, chunks, c + 1) * kCell;
         const int q0 = p0 + part_begin(p1 - p0, groups, q), q1 = p0 + part_begin(p1 - p0, groups, q + 1);
-        QuantGroup<kPlanes, kNibbles>(g, epilogue, buffers, begin, end < m1 ? end : m1, q0, q1).run();
+        QuantGroup<kPlanes, kNibbles>(g, epilogue, buffers, resident, begin, end < m1 ? end : m1, q0, q1).run();
     }
 }
 

@@ -53,7 +53,7 @@ struct SoftmaxState {
 };
 
 // exp(m - to) where `to` is a maximum that m took part in: 1 where they are equal, also both -inf.
-DI_INLINE Vec decay(Vec m, Vec to) { return exp(select(less(m, to), m - to, Vec::zero())); }
+DI_INLINE Vec decay(Vec m, Vec to) { return exp_bounded(select(less(m, to), m - to, Vec::zero())); }
 
 // (m, l, o) of one row takes in another's.
 DI_INLINE void merge_row(float& m, float& l, float* o, float m2, float l2, const float* o2, int padded_head) {
@@ -313,7 +313,7 @@ class AttentionTile {
         const Vec m = Vec::set(top == -__builtin_inff() ? 0.0f : top);  // every score -inf: every p 0
         Vec sum = Vec::zero();
         for (int i = begin; i < end; ++i) {
-            const Vec e = exp(Vec::load(s + i * 16) - m);
+            const Vec e = exp_bounded(Vec::load(s + i * 16) - m);
             sum = sum + e;
             if constexpr (Tiles::kCodes) {
                 Tiles::put(at(i), e * Vec::load(v_scales_ + 16 * i));

@@ -6,11 +6,11 @@
 namespace di {
 namespace {
 
-// Range reduction and polynomial of Cephes expf (S. L. Moshier); relative error about 1e-7 on [-87, 88].
-DI_INLINE Vec exp(Vec x) {
-    const Vec capped = min(Vec::set(88.0f), x);  // in this order a NaN stays one
-    const Vec n = rint(capped * Vec::set(1.44269504088896341f));
-    Vec r = fma(n, Vec::set(-0.693359375f), capped);
+// e^x for x up to 88, or NaN. Range reduction and polynomial of Cephes expf (S. L. Moshier); relative error about 1e-7
+// from -87 on, 0 below.
+DI_INLINE Vec exp_bounded(Vec x) {
+    const Vec n = rint(x * Vec::set(1.44269504088896341f));
+    Vec r = fma(n, Vec::set(-0.693359375f), x);
     r = fma(n, Vec::set(2.12194440e-4f), r);
     Vec p = Vec::set(1.9875691500e-4f);
     p = fma(p, r, Vec::set(1.3981999507e-3f));
@@ -21,6 +21,8 @@ DI_INLINE Vec exp(Vec x) {
     const Vec y = fma(p, r * r, r + Vec::set(1.0f)) * pow2(n);
     return select(less(x, Vec::set(-87.0f)), Vec::zero(), y);
 }
+
+DI_INLINE Vec exp(Vec x) { return exp_bounded(min(Vec::set(88.0f), x)); }  // in this order a NaN stays one
 
 DI_INLINE Vec silu(Vec x) { return x / (Vec::set(1.0f) + exp(-x)); }
 

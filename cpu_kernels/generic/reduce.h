@@ -1,4 +1,4 @@
-// Reductions over a contiguous row of logits, for sampling.
+// Reductions over logits, for sampling: of a contiguous row, or of rows as a product leaves them.
 #pragma once
 #include "math.h"
 #include "rows.h"
@@ -26,6 +26,38 @@ inline float row_max(const float* x, int n) {
     }
     if (is_nan(nan).any()) return __builtin_nanf("");
     return max(max(best[0], best[1]), max(best[2], best[3])).reduce_max();
+}
+
+// The largest of a block of logits, chunks of 32 `step` apart.
+DI_INLINE float block_max(const float* p, size_t step, int n) {
+    const Vec lowest = Vec::set(-__builtin_inff());
+    Vec best = lowest, nan = Vec::zero();
+    for (int i = 0; i < n; i += 16) {
+        const Vec v = select(Vec::first_n(n - i), Vec::load(p + i / kCell * step + i % kCell), lowest);
+        best = max(v, best);
+        nan = select(is_nan(v), v, nan);
+    }
+    return is_nan(nan).any() ? __builtin_nanf("") : best.reduce_max();
+}
+
+// Rows of a band are neighbours: together they are read in order, where a row alone has a line or two in every page.
+inline void block_maxima(const View& x, int m, int n, int cols, float* maxima, size_t stride) {
+    constexpr int kAhead = 8;  // chunks of 32 columns
+    for_bands(x, m, m + n, [&](int first, int rows) {
+        const float* p = x.row<float>(first);
+        float* to = maxima + static_cast<size_t>(first - m) * stride;
+        for (int c = 0; c < cols; c += kLogitBlock, p += kLogitBlock / kCell * x.step(), ++to) {
+            const int count = cols - c < kLogitBlock ? cols - c : kLogitBlock;
+            for (int r = 0; r < rows; ++r) {
+                const float* at = p + r * kCell;
+                for (int i = 0; i < kCell; i += 16) {
+                    __builtin_prefetch(at + kAhead * x.step() + i, 0, 2);
+                    __builtin_prefetch(at + (kAhead + 1) * x.step() + i, 0, 2);
+                }
+                to[static_cast<size_t>(r) * stride] = block_max(at, x.step(), count);
+            }
+        }
+    });
 }
 
 // Sum of exp(x - max): 16 fp32 lanes over chunks of 256, chunks added in double in ascending order.

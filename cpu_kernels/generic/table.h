@@ -54,6 +54,7 @@ constexpr KernelTable generic_table(const char* name) {
     t.attention_u4 = attention_u4;
     t.attention_merge = attention_merge;
     t.max = row_max;
+    t.block_maxima = block_maxima;
     t.sum_exp = sum_exp;
     t.exp_shifted = exp_shifted;
     t.read_sum = read_sum;

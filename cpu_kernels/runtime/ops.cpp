@@ -318,18 +318,6 @@ void gather_rows(const Run& run, const di_instr& in, int) {
     }
 }
 
-// A row's chunks lie a page apart, where no hardware prefetcher follows.
-void gather_row(float* to, const View& logits, int row, int vocab) {
-    constexpr int kAhead = 24;  // chunks
-    const float* from = logits.row<float>(row);
-    for (int c = 0; c < vocab; c += kCell, from += logits.step()) {
-        const float* ahead = from + kAhead * logits.step();
-        __builtin_prefetch(ahead, 0, 2);
-        __builtin_prefetch(ahead + 16, 0, 2);
-        std::memcpy(to + c, from, sizeof(float) * static_cast<size_t>(std::min(kCell, vocab - c)));
-    }
-}
-
 void hidden(const Run& run, const di_instr& in, int) {
     if (!run.step.out_hidden) return;
     const View h = run.view(in.in[0]);
@@ -344,27 +332,33 @@ void hidden(const Run& run, const di_instr& in, int) {
     }
 }
 
+void sample_one(const Run& run, const LogitRow& row) {
+    const int max_top = run.max_logprobs();
+    const size_t r = static_cast<size_t>(run.tail_row + row.m);
+    if (run.step.out_logits) row.copy(run.step.out_logits + r * static_cast<size_t>(row.vocab));
+    SampleResult result{};
+    result.top_ids = run.step.out_top_ids + r * static_cast<size_t>(max_top);
+    result.top_logprobs = run.step.out_top_logprobs + r * static_cast<size_t>(max_top);
+    const di_sample& want = run.step.sample[r];
+    sample_row(run.kernels, want, row, run.scratch(), run.sampler_scratch(), result);
+    run.step.out_token[r] = result.token;
+    run.step.out_status[r] = result.status;
+    run.step.out_logprob[r] = result.logprob;
+    run.step.out_rank[r] = result.rank;
+    if (want.slot >= 0 && want.target < 0 && result.status == DI_SAMPLE_OK) run.last_token()[want.slot] = result.token;
+}
+
+// A task is a few neighbouring rows, as many as leave work for every thread.
 void sample(const Run& run, const di_instr& in, int) {
     const View logits = run.view(in.in[0]);
-    const int vocab = run.vocab(), max_top = run.max_logprobs();
-    float* row = run.scratch();
-    for (int64_t i; (i = run.sample_counter().take()) < run.tail_count;) {
-        gather_row(row, logits, static_cast<int>(i), vocab);
-        const size_t r = static_cast<size_t>(run.tail_row + i);
-        if (run.step.out_logits)
-            std::memcpy(run.step.out_logits + r * static_cast<size_t>(vocab), row,
-                        sizeof(float) * static_cast<size_t>(vocab));
-        SampleResult result{};
-        result.top_ids = run.step.out_top_ids + r * static_cast<size_t>(max_top);
-        result.top_logprobs = run.step.out_top_logprobs + r * static_cast<size_t>(max_top);
-        const di_sample& want = run.step.sample[r];
-        sample_row(run.kernels, want, row, vocab, run.sampler_scratch(), result);
-        run.step.out_token[r] = result.token;
-        run.step.out_status[r] = result.status;
-        run.step.out_logprob[r] = result.logprob;
-        run.step.out_rank[r] = result.rank;
-        if (want.slot >= 0 && want.target < 0 && result.status == DI_SAMPLE_OK)
-            run.last_token()[want.slot] = result.token;
+    SamplerScratch& scratch = run.sampler_scratch();
+    const int most = std::max(1, std::min(SamplerScratch::kRows, run.tail_count / (2 * run.threads)));
+    for (int64_t i; (i = run.sample_counter().take() * most) < run.tail_count;) {
+        const int first = static_cast<int>(i), count = std::min(most, run.tail_count - first);
+        float* maxima = scratch.raw_maxima.get();
+        run.kernels.block_maxima(logits, first, count, run.vocab(), maxima, static_cast<size_t>(scratch.blocks));
+        for (int m = first; m < first + count; ++m, maxima += scratch.blocks)
+            sample_one(run, LogitRow{logits, m, run.vocab(), maxima});
     }
 }
 

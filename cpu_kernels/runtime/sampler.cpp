@@ -272,12 +272,14 @@ void report_top(const Candidates& c, int n_top, double log_sum, SamplerScratch& 
 
 // ---- The draw -------------------------------------------------------------------------------------------------------
 
-int argmax(const Candidates& c) {
-    const uint32_t floor = ordered(c.max);
+// The first index with the largest logit; logit(i) is the i-th one.
+template <class Logit>
+int argmax(const float* maxima, float max, Logit logit) {
+    const uint32_t floor = ordered(max);
     int b = 0;
-    while (ordered(c.maxima[b]) < floor) ++b;
+    while (ordered(maxima[b]) < floor) ++b;
     int i = b * kBlock;
-    while (ordered(c.x[i]) < floor) ++i;
+    while (ordered(logit(i)) < floor) ++i;
     return i;
 }
 
@@ -316,29 +318,46 @@ void pick(const KernelTable& kernels, const di_sample& s, const Candidates& raw,
     else if (c.max == -kInfinity)
         r.status = DI_SAMPLE_EMPTY;
     else
-        r.token = s.temperature >= kGreedyBelow ? draw(kernels, c, s, scratch) : argmax(c);
+        r.token = s.temperature >= kGreedyBelow ? draw(kernels, c, s, scratch)
+                                                : argmax(c.maxima, c.max, [&](int i) { return c.x[i]; });
 }
 
 }  // namespace
 
 bool SamplerScratch::create(int vocab, int max_top_) {
     if (vocab < 1 || vocab > kMaxVocab) return false;
-    const size_t blocks = static_cast<size_t>((vocab + kBlock - 1) / kBlock), v = blocks * kBlock;
+    blocks = (vocab + kBlock - 1) / kBlock;
     max_top = max_top_;
+    const auto n = static_cast<size_t>(blocks);
+    const size_t v = n * kBlock;
     row.reset(new (std::nothrow) float[v]);
     ids.reset(new (std::nothrow) int32_t[v]);
     weights.reset(new (std::nothrow) float[v]);
     keys.reset(new (std::nothrow) uint64_t[v]);
     counts.reset(new (std::nothrow) uint32_t[v]());
-    raw_maxima.reset(new (std::nothrow) float[blocks]);
-    maxima.reset(new (std::nothrow) float[blocks]);
-    order.reset(new (std::nothrow) float[blocks]);
-    masses.reset(new (std::nothrow) uint64_t[blocks]);
+    raw_maxima.reset(new (std::nothrow) float[kRows * n]);
+    maxima.reset(new (std::nothrow) float[n]);
+    order.reset(new (std::nothrow) float[n]);
+    masses.reset(new (std::nothrow) uint64_t[n]);
     return row && ids && weights && keys && counts && raw_maxima && maxima && order && masses;
 }
 
-void sample_row(const KernelTable& kernels, const di_sample& s, const float* row, int vocab, SamplerScratch& scratch,
-                SampleResult& r) {
+float LogitRow::at(int i) const { return x.row<const float>(m)[static_cast<size_t>(i / kCell) * x.step() + i % kCell]; }
+
+// A row's chunks lie a page apart, where no hardware prefetcher follows.
+void LogitRow::copy(float* to) const {
+    constexpr int kAhead = 24;  // chunks
+    const float* from = x.row<const float>(m);
+    for (int c = 0; c < vocab; c += kCell, from += x.step()) {
+        const float* ahead = from + kAhead * x.step();
+        __builtin_prefetch(ahead, 0, 2);
+        __builtin_prefetch(ahead + 16, 0, 2);
+        std::memcpy(to + c, from, sizeof(float) * static_cast<size_t>(std::min(kCell, vocab - c)));
+    }
+}
+
+void sample_row(const KernelTable& kernels, const di_sample& s, const LogitRow& row, float* room,
+                SamplerScratch& scratch, SampleResult& r) {
     r.token = r.rank = 0;
     r.status = DI_SAMPLE_OK;
     r.logprob = 0;
@@ -346,17 +365,23 @@ void sample_row(const KernelTable& kernels, const di_sample& s, const float* row
         std::fill(r.top_ids, r.top_ids + scratch.max_top, -1);
         std::fill(r.top_logprobs, r.top_logprobs + scratch.max_top, -kInfinity);
     }
-    const Candidates raw = candidates(kernels, row, nullptr, vocab, scratch.raw_maxima.get());
-    if (is_nan(raw.max)) {
+    const float max = kernels.max(row.maxima, scratch.blocks);
+    if (is_nan(max)) {
         r.status = DI_SAMPLE_NAN;
         return;
     }
-    if (raw.max == -kInfinity || s.target >= vocab) {
+    if (max == -kInfinity || s.target >= row.vocab) {
         r.status = DI_SAMPLE_EMPTY;
         return;
     }
 
     const bool report = (s.flags & DI_SAMPLE_RAW_LOGPROB) || s.target >= 0;
+    if (!report && !edits(s) && s.temperature < kGreedyBelow) {
+        r.token = argmax(row.maxima, max, [&](int i) { return row.at(i); });
+        return;
+    }
+    row.copy(room);
+    const Candidates raw{room, nullptr, row.vocab, row.maxima, max};
     const double log_total = report ? log_sum(kernels, raw) : 0;
     if (report) report_top(raw, s.n_top, log_total, scratch, r);
     if (s.target >= 0)
@@ -364,7 +389,7 @@ void sample_row(const KernelTable& kernels, const di_sample& s, const float* row
     else
         pick(kernels, s, raw, scratch, r);
     if (!report || r.status != DI_SAMPLE_OK) return;
-    r.logprob = logprob_of(raw, row[r.token], log_total);
+    r.logprob = logprob_of(raw, room[r.token], log_total);
     r.rank = rank_of(raw, r.token);
 }
 

@@ -11,7 +11,7 @@ from one_op import Array, Bench, Maker, Span, both, examples, fill_step, rounded
 
 from dashinfer_lite.devices.step import RAW_LOGPROB, STATUS_EMPTY, STATUS_NAN, STATUS_OK
 
-TAIL = 8
+TAIL = 40
 TOPS = 5
 
 
@@ -70,6 +70,26 @@ def test_draws_and_reports(
     same_results(got, expected)
     if options["temperature"] == 0:
         np.testing.assert_array_equal(got["token"], logits.argmax(-1))
+
+
+def test_rows_that_are_searched_together(device: Any) -> None:
+    """More rows than a band, some greedy and some not: the largest logits of neighbours are found in one pass."""
+    rng = np.random.default_rng(3)
+    rows, vocab = 70, 333
+    logits = rounded(rng.standard_normal((rows, vocab)), "f32")
+    logits[5, 100] = logits[5, 200] = logits[6, 332] = 9.0
+    logits[7, 17] = np.nan
+    records = {
+        "temperature": np.where(np.arange(rows) % 3 == 2, 0.8, 0.0),
+        "seed": rng.integers(0, 2**63, rows),
+        "flags": np.where(np.arange(rows) % 5 == 4, RAW_LOGPROB, 0),
+    }
+    with both(device, make(device, vocab)) as benches:
+        got, expected = (sample(bench, logits, **records) for bench in benches)
+    same_results(got, expected)
+    assert got["status"].tolist() == [STATUS_NAN if row == 7 else STATUS_OK for row in range(rows)]
+    greedy = [row for row in range(rows) if row % 3 != 2 and row != 7]
+    np.testing.assert_array_equal(got["token"][greedy], logits[greedy].argmax(-1))
 
 
 def same_results(got: dict[str, Array], expected: dict[str, Array]) -> None:
