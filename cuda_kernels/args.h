@@ -210,6 +210,22 @@ struct LinearArgs {
     Rows rows;
 };
 
+// Around products of many rows that a library computes, rows [first, first + count) at a time.
+//   linear_halves: x[M,K] fp32 → high[count,K] + low[count,K] fp16; zeros beyond the rows. grid count, block 128
+//   linear_finish: totals[count,N] → epilogue. grid count, block 128
+struct LinearHalvesArgs {
+    View x;
+    void *high, *low;
+    int32_t K, first, count;
+    Rows rows;
+};
+struct LinearFinishArgs {
+    Epilogue e;
+    const float* totals;
+    int32_t N, first, count;
+    Rows rows;
+};
+
 // planes[M,P·Kp] · codes[N,Kp]ᵀ → epilogue; exact sums, docs/arithmetic.md
 struct LinearCodesArgs {
     Epilogue e;

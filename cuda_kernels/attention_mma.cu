@@ -1,10 +1,9 @@
 // Paged attention on tensor cores: 16-bit caches, and codes, which become integers in bf16 on their way to shared
-// memory. For prefill each of four warps has 16 query rows; for decode the block has 16 rows, the query heads of a KV
-// head, and its warps share out the tokens. The running softmax stays in registers (source: FlashAttention-2,
-// arXiv:2307.08691).
+// memory. Before SM80 there is fp16 alone: all caches become that, values of codes with their scales. For prefill each
+// of four warps has 16 query rows; for decode the block has 16 rows, the query heads of a KV head, and its warps share
+// out the tokens. The running softmax stays in registers (source: FlashAttention-2, arXiv:2307.08691).
 #include "attention.cuh"
-
-#if DI_ARCH >= 750
+#include "tile.cuh"
 
 namespace di {
 namespace {
@@ -19,7 +18,8 @@ struct Shape {
     static constexpr int kTokens = kDecode || kHead <= 128 ? 64 : 32;
     static constexpr int kStride = kHead + 8;  // eight rows of a matrix in different banks
     static constexpr int kWarpTokens = kDecode ? kTokens / kWarps : kTokens;  // of a tile
-    static constexpr int kScoreTiles = kWarpTokens / 8, kHeadTiles = kHead / 8;
+    static constexpr int kScoreTiles = kWarpTokens / 16, kHeadTiles = kHead / 16;
+    static constexpr int kRowBytes = 2 * kStride;
 };
 
 template <class T, class S>
@@ -43,9 +43,29 @@ __device__ __forceinline__ uint32_t pack(float low, float high, f16) {
     return from_float<f16>(low).u | static_cast<uint32_t>(from_float<f16>(high).u) << 16;
 }
 
-// Eight columns of codes as integers in T.
+// A number as a tile holds it. What fp16 cannot hold becomes its largest number; caches and queries have no such.
+__device__ __forceinline__ float within(float x, bf16) { return x; }
+__device__ __forceinline__ float within(float x, f16) {
+    return x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
+}
+
+constexpr bool kOnlyF16 = DI_ARCH < 800;
+
+// Eight columns of bf16 in fp16.
+__device__ __forceinline__ uint4 eight_bf16(const uint8_t* row, int c) {
+    const uint4 bits = *reinterpret_cast<const uint4*>(row + 2 * c);
+    const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        words[i] = pack(within(__uint_as_float(pairs[i] << 16), f16{}),
+                        within(__uint_as_float(pairs[i] & 0xffff0000u), f16{}), f16{});
+    return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// Eight columns of codes as integers in T, times `scale`.
 template <class T>
-__device__ __forceinline__ uint4 eight_codes(const uint8_t* row, int c, int dtype, float zero) {
+__device__ __forceinline__ uint4 eight_codes(const uint8_t* row, int c, int dtype, float zero, float scale) {
     uint32_t words[4];
     uint2 bytes;
     if (dtype == U8) {
@@ -58,7 +78,8 @@ __device__ __forceinline__ uint4 eight_codes(const uint8_t* row, int c, int dtyp
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const uint32_t pair = (i < 2 ? bytes.x : bytes.y) >> (16 * (i & 1));
-        words[i] = pack(static_cast<float>(pair & 0xff) - zero, static_cast<float>(pair >> 8 & 0xff) - zero, T{});
+        const float low = static_cast<float>(pair & 0xff) - zero, high = static_cast<float>(pair >> 8 & 0xff) - zero;
+        words[i] = kOnlyF16 ? pack(within(low * scale, T{}), within(high * scale, T{}), T{}) : pack(low, high, T{});
     }
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
@@ -75,42 +96,48 @@ __device__ __forceinline__ void load_tokens(const AttentionArgs& a, T* to, float
         const int block = a.block_table[sequence * a.max_blocks + page], token = there ? at % a.kv.block_tokens : 0;
         const uint8_t* row = kv_row(a.kv, a.layer, block, which, kv_head, token);
         T* piece = to + t * S::kStride + c;
+        if (kOnlyF16 && a.kv.dtype == BF16) {
+            *reinterpret_cast<uint4*>(piece) = there ? eight_bf16(row, c) : make_uint4(0, 0, 0, 0);
+            continue;
+        }
         if (!is_codes(a.kv)) {
             cp_async16(piece, row + (there ? 2 * c : 0), there);
             continue;
         }
         const float2 grid = there ? *kv_grid(a.kv, a.layer, block, which, kv_head, token) : make_float2(1, 0);
-        *reinterpret_cast<uint4*>(piece) = there ? eight_codes<T>(row, c, a.kv.dtype, grid.y) : make_uint4(0, 0, 0, 0);
+        const float scale = which ? grid.x : 1.0f;
+        *reinterpret_cast<uint4*>(piece) =
+            there ? eight_codes<T>(row, c, a.kv.dtype, grid.y, scale) : make_uint4(0, 0, 0, 0);
         if (c == 0) scales[t] = grid.x;
     }
     cp_async_commit();
 }
 
-// Rows lane / 4 and lane / 4 + 8 of a warp: what they see, their softmax so far, columns 2 (lane mod 4) of each tile.
+// The two rows of a lane: what they see, their softmax so far, its columns of each tile.
 template <class S>
 struct Rows2 {
     int first[2], end[2];
     float slope[2], m[2], l[2];
-    float o[S::kHeadTiles][4];
+    Tile o[S::kHeadTiles];
 };
 
+__device__ __forceinline__ const unsigned char* bytes_of(const void* p) { return static_cast<const unsigned char*>(p); }
+
 template <class T, class S>
-__device__ __forceinline__ void scores_of(float (&score)[S::kScoreTiles][4], const T* q, const T* k, int lane) {
+__device__ __forceinline__ void scores_of(Tile (&score)[S::kScoreTiles], const T* q, const T* k, int lane) {
 #pragma unroll
-    for (int j = 0; j < S::kScoreTiles; ++j)
+    for (int t = 0; t < S::kScoreTiles; ++t)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) score[j][i] = 0;
+        for (int e = 0; e < 8; ++e) score[t][e / 4][e % 4] = 0;
 #pragma unroll
     for (int c = 0; c < S::kHead; c += 16) {
-        uint32_t a[4];
-        ldmatrix_x4(a, q + lane % 16 * S::kStride + c + lane / 16 * 8);
+        uint32_t a[kOperand];
+        load_rows(a, bytes_of(q + c), S::kRowBytes, lane);
 #pragma unroll
-        for (int j = 0; j < S::kScoreTiles; j += 2) {
-            uint32_t b[4];
-            ldmatrix_x4(b, k + (8 * j + lane / 16 * 8 + lane % 8) * S::kStride + c + lane / 8 % 2 * 8);
-            const uint32_t left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
-            mma_16816(score[j], a, left, T{});
-            mma_16816(score[j + 1], a, right, T{});
+        for (int t = 0; t < S::kScoreTiles; ++t) {
+            uint32_t b[kOperand];
+            load_columns(b, bytes_of(k + 16 * t * S::kStride + c), S::kRowBytes, lane);
+            mma_tile(score[t], a, b, T{});
         }
     }
 }
@@ -122,61 +149,47 @@ __device__ __forceinline__ float exp_to(float x, float top) { return x == top ? 
 
 // What comes between scores and probabilities: scales of codes, cap, slopes, masks.
 template <class S>
-__device__ __forceinline__ void mask_scores(const AttentionArgs& a, const Rows2<S>& rows,
-                                            float (&score)[S::kScoreTiles][4], const float* key_scales, int start,
-                                            int lane) {
-    const int column = 2 * (lane % 4);
-    if (is_codes(a.kv)) {
+__device__ __forceinline__ void mask_scores(const AttentionArgs& a, const Rows2<S>& rows, Tile (&score)[S::kScoreTiles],
+                                            const float* key_scales, int start, int lane) {
 #pragma unroll
-        for (int j = 0; j < S::kScoreTiles; ++j)
+    for (int t = 0; t < S::kScoreTiles; ++t)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) score[j][i] *= key_scales[8 * j + column + i % 2];
-    }
-    if (a.softcap != 0.0f) {  // cap · tanh(x / cap)
-        const float factor = 2.0f / a.softcap;
-#pragma unroll
-        for (int j = 0; j < S::kScoreTiles; ++j)
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                score[j][i] = a.softcap - __fdividef(2.0f * a.softcap, 1.0f + __expf(score[j][i] * factor));
-    }
-    if (a.alibi) {
-#pragma unroll
-        for (int j = 0; j < S::kScoreTiles; ++j)
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                score[j][i] = fmaf(rows.slope[i / 2], static_cast<float>(start + 8 * j + column + i % 2), score[j][i]);
-    }
-#pragma unroll
-    for (int j = 0; j < S::kScoreTiles; ++j)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int at = start + 8 * j + column + i % 2;
-            if (at < rows.first[i / 2] || at >= rows.end[i / 2]) score[j][i] = minus_infinity();
+        for (int e = 0; e < 8; ++e) {
+            const int r = e % 4 / 2, column = 16 * t + tile_column(lane, e / 4, e % 4), at = start + column;
+            float s = score[t][e / 4][e % 4];
+            if (is_codes(a.kv)) s *= key_scales[column];
+            if (a.softcap != 0.0f)  // cap · tanh(x / cap)
+                s = a.softcap - __fdividef(2.0f * a.softcap, 1.0f + __expf(s * (2.0f / a.softcap)));
+            if (a.alibi) s = fmaf(rows.slope[r], static_cast<float>(at), s);
+            score[t][e / 4][e % 4] = at < rows.first[r] || at >= rows.end[r] ? minus_infinity() : s;
         }
 }
 
 // Scores become probabilities below the new maximum; the sums so far are scaled to it.
 template <class S>
-__device__ __forceinline__ void soften(Rows2<S>& rows, float (&score)[S::kScoreTiles][4]) {
+__device__ __forceinline__ void soften(Rows2<S>& rows, Tile (&score)[S::kScoreTiles]) {
     float decay[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         float top = rows.m[r], sum = 0;
 #pragma unroll
-        for (int j = 0; j < S::kScoreTiles; ++j) top = larger(score[j][2 * r + 1], larger(score[j][2 * r], top));
-        top = larger(__shfl_xor_sync(kWarp, top, 1), top);
-        top = larger(__shfl_xor_sync(kWarp, top, 2), top);
+        for (int t = 0; t < S::kScoreTiles; ++t)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) top = larger(score[t][j][2 * r + 1], larger(score[t][j][2 * r], top));
+        top = larger(__shfl_xor_sync(kWarp, top, kRowBit0), top);
+        top = larger(__shfl_xor_sync(kWarp, top, kRowBit1), top);
         const float reference = top == minus_infinity() ? 0.0f : top;  // a row that sees nothing yet
 #pragma unroll
-        for (int j = 0; j < S::kScoreTiles; ++j)
+        for (int t = 0; t < S::kScoreTiles; ++t)
 #pragma unroll
-            for (int i = 2 * r; i < 2 * r + 2; ++i) {
-                score[j][i] = __expf(score[j][i] - reference);
-                sum += score[j][i];
-            }
-        sum += __shfl_xor_sync(kWarp, sum, 1);
-        sum += __shfl_xor_sync(kWarp, sum, 2);
+            for (int j = 0; j < 2; ++j)
+#pragma unroll
+                for (int i = 2 * r; i < 2 * r + 2; ++i) {
+                    score[t][j][i] = __expf(score[t][j][i] - reference);
+                    sum += score[t][j][i];
+                }
+        sum += __shfl_xor_sync(kWarp, sum, kRowBit0);
+        sum += __shfl_xor_sync(kWarp, sum, kRowBit1);
         decay[r] = exp_to(rows.m[r], top);
         rows.m[r] = top;
         rows.l[r] = fmaf(rows.l[r], decay[r], sum);
@@ -184,28 +197,26 @@ __device__ __forceinline__ void soften(Rows2<S>& rows, float (&score)[S::kScoreT
 #pragma unroll
     for (int d = 0; d < S::kHeadTiles; ++d)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) rows.o[d][i] *= decay[i / 2];
+        for (int e = 0; e < 8; ++e) rows.o[d][e / 4][e % 4] *= decay[e % 4 / 2];
 }
 
 template <class T, class S>
-__device__ __forceinline__ void add_values(const AttentionArgs& a, Rows2<S>& rows, float (&p)[S::kScoreTiles][4],
+__device__ __forceinline__ void add_values(const AttentionArgs& a, Rows2<S>& rows, Tile (&p)[S::kScoreTiles],
                                            const T* v, const float* value_scales, int lane) {
-    if (is_codes(a.kv))
 #pragma unroll
-        for (int j = 0; j < S::kScoreTiles; ++j)
+    for (int t = 0; t < S::kScoreTiles; ++t) {
+        if (!kOnlyF16 && is_codes(a.kv))
 #pragma unroll
-            for (int i = 0; i < 4; ++i) p[j][i] *= value_scales[8 * j + 2 * (lane % 4) + i % 2];
+            for (int e = 0; e < 8; ++e) p[t][e / 4][e % 4] *= value_scales[16 * t + tile_column(lane, e / 4, e % 4)];
+        const uint32_t pairs[2][2] = {{pack(p[t][0][0], p[t][0][1], T{}), pack(p[t][0][2], p[t][0][3], T{})},
+                                      {pack(p[t][1][0], p[t][1][1], T{}), pack(p[t][1][2], p[t][1][3], T{})}};
+        uint32_t w[kOperand];
+        rows_of_sums(w, pairs, lane);
 #pragma unroll
-    for (int j = 0; j < S::kScoreTiles; j += 2) {
-        const uint32_t w[4] = {pack(p[j][0], p[j][1], T{}), pack(p[j][2], p[j][3], T{}),
-                               pack(p[j + 1][0], p[j + 1][1], T{}), pack(p[j + 1][2], p[j + 1][3], T{})};
-#pragma unroll
-        for (int d = 0; d < S::kHeadTiles; d += 2) {
-            uint32_t b[4];
-            ldmatrix_x4_trans(b, v + (8 * j + lane % 16) * S::kStride + 8 * d + lane / 16 * 8);
-            const uint32_t left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
-            mma_16816(rows.o[d], w, left, T{});
-            mma_16816(rows.o[d + 1], w, right, T{});
+        for (int d = 0; d < S::kHeadTiles; ++d) {
+            uint32_t b[kOperand];
+            load_columns_across(b, bytes_of(v + 16 * t * S::kStride + 16 * d), S::kRowBytes, lane);
+            mma_tile_across(rows.o[d], w, b, T{});
         }
     }
 }
@@ -245,6 +256,8 @@ __device__ __forceinline__ Target target_of(const AttentionArgs& a, const Attent
     return {a.out, query.token_row(row) * a.out.stride, size, head * size, l == 0.0f ? 0.0f : factor / l};
 }
 
+__device__ __forceinline__ bool is_first_of_row(int lane) { return (lane & (kRowBit0 | kRowBit1)) == 0; }
+
 // Decode: the warps' softmaxes over different tokens become one.
 template <class S>
 struct WarpSums {
@@ -257,11 +270,12 @@ __device__ __forceinline__ void finish_decode(const AttentionArgs& a, const Atte
                                               int kv_head, const Rows2<S>& rows, WarpSums<S>& s, int lane, int warp) {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-        if (lane % 4 == 0) s.m[warp][lane / 4 + 8 * r] = rows.m[r], s.l[warp][lane / 4 + 8 * r] = rows.l[r];
+        if (is_first_of_row(lane)) s.m[warp][tile_row(lane, r)] = rows.m[r], s.l[warp][tile_row(lane, r)] = rows.l[r];
 #pragma unroll
     for (int d = 0; d < S::kHeadTiles; ++d)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) s.o[warp][lane / 4 + i / 2 * 8][8 * d + 2 * (lane % 4) + i % 2] = rows.o[d][i];
+        for (int e = 0; e < 8; ++e)
+            s.o[warp][tile_row(lane, e % 4 / 2)][16 * d + tile_column(lane, e / 4, e % 4)] = rows.o[d][e / 4][e % 4];
     __syncthreads();
     const int r = threadIdx.x / 8;  // eight threads a row
     float top = s.m[0][r], l = 0, factor[kWarps];
@@ -298,14 +312,14 @@ __device__ __forceinline__ void attention(const AttentionArgs& a) {
         float q = 0;
         if (r < work.rows && c < a.D)
             q = load1(a.q, query.token_row(row), query.head(row, kv_head) * a.kv.head_size + c) * a.scale;
-        s.q[r * S::kStride + c] = from_float<T>(q);
+        s.q[r * S::kStride + c] = from_float<T>(within(q, T{}));
     }
 
     const int my_rows = S::kDecode ? 0 : 16 * warp, my_tokens = S::kDecode ? S::kWarpTokens * warp : 0;
     Rows2<S> rows = {};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        const int row = my_rows + lane / 4 + 8 * r, at = query.position_of(work.row0 + row);
+        const int row = my_rows + tile_row(lane, r), at = query.position_of(work.row0 + row);
         const bool real = row < work.rows;
         rows.first[r] = query.first(at, a.window);
         rows.end[r] = real ? min(query.end(at), work.kv1) : 0;
@@ -323,7 +337,7 @@ __device__ __forceinline__ void attention(const AttentionArgs& a) {
         cp_async_wait<0>();
         __syncthreads();  // the keys are here, and all have read the last values
         load_tokens<T, S>(a, s.v, s.scales + S::kTokens, 1, work.sequence, kv_head, start, end);
-        float score[S::kScoreTiles][4];
+        Tile score[S::kScoreTiles];
         scores_of<T, S>(score, s.q + my_rows * S::kStride, s.k + my_tokens * S::kStride, lane);
         mask_scores<S>(a, rows, score, s.scales + my_tokens, start + my_tokens, lane);
         soften<S>(rows, score);
@@ -339,11 +353,13 @@ __device__ __forceinline__ void attention(const AttentionArgs& a) {
     } else {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            const Target to =
-                target_of(a, work, query, kv_head, my_rows + lane / 4 + 8 * r, rows.m[r], rows.l[r], lane % 4 == 0);
+            const Target to = target_of(a, work, query, kv_head, my_rows + tile_row(lane, r), rows.m[r], rows.l[r],
+                                        is_first_of_row(lane));
 #pragma unroll
             for (int d = 0; d < S::kHeadTiles; ++d)
-                to.store(8 * d + 2 * (lane % 4), rows.o[d][2 * r], rows.o[d][2 * r + 1]);
+#pragma unroll
+                for (int j = 0; j < 2; ++j)
+                    to.store(16 * d + tile_column(lane, j, 0), rows.o[d][j][2 * r], rows.o[d][j][2 * r + 1]);
         }
     }
 }
@@ -371,5 +387,3 @@ ATTENTION(attention_decode_64_bf16, bf16, 64, true)
 ATTENTION(attention_decode_128_bf16, bf16, 128, true)
 ATTENTION(attention_decode_256_bf16, bf16, 256, true)
 #endif
-
-#endif  // DI_ARCH >= 750

@@ -108,6 +108,22 @@ __device__ __forceinline__ void mma_8816(int& left, int& right, uint32_t a, uint
                  : "r"(a), "r"(b));
 }
 
+#else
+
+// Four products, one a quad pair: d[8,8] += a[8,4] · b[8,4]ᵀ, or · b[4,8].
+#define DI_MMA_884(name, order)                                                                                  \
+    __device__ __forceinline__ void name(float (&d)[2][4], uint32_t a0, uint32_t a1, uint32_t b0, uint32_t b1) { \
+        asm volatile("mma.sync.aligned.m8n8k4.row." order                                                        \
+                     ".f32.f16.f16.f32 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9}, {%10,%11}, "                          \
+                     "{%0,%1,%2,%3,%4,%5,%6,%7};"                                                                \
+                     : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), \
+                       "+f"(d[1][2]), "+f"(d[1][3])                                                              \
+                     : "r"(a0), "r"(a1), "r"(b0), "r"(b1));                                                      \
+    }
+DI_MMA_884(mma_884, "col")
+DI_MMA_884(mma_884_across, "row")
+#undef DI_MMA_884
+
 #endif
 
 // Four 8 x 8 matrices of 16-bit elements; lane 8m + i brings the address of row i of matrix m.
@@ -218,24 +234,12 @@ __device__ __forceinline__ void mma_by_shuffles(Acc (&d)[4], const uint32_t (&a)
         }
 }
 
-template <class T>
-__device__ __forceinline__ float dot_pair(uint32_t a, uint32_t b, float c) {
-    c = fmaf(to_float(T{static_cast<uint16_t>(a)}), to_float(T{static_cast<uint16_t>(b)}), c);
-    return fmaf(to_float(T{static_cast<uint16_t>(a >> 16)}), to_float(T{static_cast<uint16_t>(b >> 16)}), c);
-}
-
-__device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16) {
-    mma_by_shuffles(d, a, b, dot_pair<bf16>);
-}
-__device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], f16 type) {
 #if DI_ARCH >= 750
+__device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], f16 type) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) mma_1688(d, a[2 * half], a[2 * half + 1], b[half], type);
-#else
-    static_cast<void>(type);
-    mma_by_shuffles(d, a, b, dot_pair<f16>);
-#endif
 }
+#endif
 __device__ __forceinline__ void mma_16832(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if DI_ARCH >= 750
 #pragma unroll

@@ -59,9 +59,13 @@ inline int32_t attention_mma_shared(int32_t head, int32_t rows) {
     return tiles > sums ? tiles : sums;
 }
 
+// Volta's and Turing's tensor cores know fp16, but no bf16.
+inline bool has_mma(int32_t dtype, const Chip& chip) {
+    return dtype == F16 ? chip.arch >= 70 : dtype == BF16 && chip.arch >= 80;
+}
+
 inline bool attention_has_mma(const KvPool& kv, int32_t rows, const Chip& chip) {
-    if (kv.dtype == F32 || chip.arch < (kv.dtype == F16 ? 75 : 80)) return false;
-    return attention_mma_shared(kv.head_size, rows) <= chip.shared_bytes;
+    return kv.dtype != F32 && has_mma(F16, chip) && attention_mma_shared(kv.head_size, rows) <= chip.shared_bytes;
 }
 
 // Query rows of a piece of work (AttentionArgs::tile_rows): many where a sequence of the step may bring many tokens.
@@ -78,8 +82,8 @@ inline Launch launch_attention(const AttentionArgs& a, const Chip& chip) {
              {"attention_decode_64_bf16", "attention_decode_128_bf16", "attention_decode_256_bf16"}},
             {{"attention_prefill_64_f16", "attention_prefill_128_f16", "attention_prefill_256_f16"},
              {"attention_prefill_64_bf16", "attention_prefill_128_bf16", "attention_prefill_256_bf16"}}};
-        return {names[rows == kPrefillRows][a.kv.dtype != F16][width], a.works.most, a.Hkv, 128,
-                attention_mma_shared(head, rows)};
+        const bool wide = a.kv.dtype != F16 && has_mma(BF16, chip);
+        return {names[rows == kPrefillRows][wide][width], a.works.most, a.Hkv, 128, attention_mma_shared(head, rows)};
     }
     static const char* const names[3] = {"attention_fma_64", "attention_fma_128", "attention_fma_256"};
     const int32_t floats = (rows + tokens) * (head + 1) + rows * (tokens + 1) + 2 * tokens;
@@ -105,8 +109,7 @@ inline int32_t expert_tile_rows(int32_t rows, int32_t n_planes) { return rows <=
 inline Launch launch_linear(const LinearArgs& a, const Chip& chip) {
     const bool single = a.experts.chosen != 0 && !a.experts.list, few = a.experts.chosen ? single : a.rows.most <= 16;
     const bool split = a.w_dtype == F16 && a.x.dtype == F32;
-    const bool mma =
-        (split || (a.x.dtype == a.w_dtype && a.w_dtype != F32)) && chip.arch >= (a.w_dtype == F16 ? 75 : 80);
+    const bool mma = (split || a.x.dtype == a.w_dtype) && has_mma(a.w_dtype, chip);
     const int32_t half = a.w_dtype == BF16;
     if (mma && few) {
         const char* const names[2] = {"linear_skinny_f16", "linear_skinny_bf16"};
@@ -133,6 +136,9 @@ inline Launch launch_linear(const LinearArgs& a, const Chip& chip) {
     }
     return {"linear_fma", divide_up(a.N, 64), row_blocks(a.experts, a.rows, 64), 256, 0};
 }
+
+inline Launch launch_linear_halves(const LinearHalvesArgs& a) { return {"linear_halves", a.count, 1, 128, 0}; }
+inline Launch launch_linear_finish(const LinearFinishArgs& a) { return {"linear_finish", a.count, 1, 128, 0}; }
 
 inline Launch launch_linear_codes(const LinearCodesArgs& a, const Chip&) {
     const bool gated = (a.e.act & 16) != 0, two = a.n_planes == 2, four = a.w.bits == 4;

@@ -1,10 +1,9 @@
 // x[M,K] · w[N,K]ᵀ → y[M,N] in 16 bits on tensor cores. Both operands pass through shared memory by asynchronous
-// copies, kStages - 1 slices of K ahead; warps multiply 16 x 8 x 16 at a time from ldmatrix. Activations in fp32 are
-// split into two numbers of 16 bits on their way.
+// copies, kStages - 1 slices of K ahead; warps multiply tiles of 16 x 16. Activations in fp32 are split into two
+// numbers of 16 bits on their way.
 #include "epilogue.cuh"
 #include "split.cuh"
-
-#if DI_ARCH >= 750
+#include "tile.cuh"
 
 namespace di {
 namespace {
@@ -17,7 +16,7 @@ template <int kM_, int kN_, int kWarpsM_, int kWarpsN_, int kParts_ = 1>
 struct Shape {
     static constexpr int kM = kM_, kN = kN_, kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kParts = kParts_;
     static constexpr int kThreads = 32 * kWarpsM * kWarpsN;
-    static constexpr int kTilesM = kM / kWarpsM / 16, kTilesN = kN / kWarpsN / 8;
+    static constexpr int kTilesM = kM / kWarpsM / 16, kTilesN = kN / kWarpsN / 16;
     static constexpr int kStageBytes = (kParts * kM + kN) * kRowBytes;
     static constexpr int kTotalStride = kN + 4;
 };
@@ -54,27 +53,22 @@ __device__ __forceinline__ void load_slice(unsigned char* slice, const float* da
 }
 
 template <class T, class S>
-__device__ __forceinline__ void multiply_slice(float (&sum)[S::kTilesM][S::kTilesN][4], unsigned char* stage,
-                                               int warp_m, int warp_n, int lane) {
+__device__ __forceinline__ void multiply_slice(Tile (&sum)[S::kTilesM][S::kTilesN], unsigned char* stage, int warp_m,
+                                               int warp_n, int lane) {
     unsigned char* x = slice_at(stage, warp_m * S::kTilesM * 16, 0);
-    unsigned char* w = slice_at(stage, S::kParts * S::kM + warp_n * S::kTilesN * 8, 0);
+    unsigned char* w = slice_at(stage, S::kParts * S::kM + warp_n * S::kTilesN * 16, 0);
 #pragma unroll
     for (int step = 0; step < S::kParts * kDepth / 16; ++step) {
         const int k = step % (kDepth / 16) * 32, part = step / (kDepth / 16) * S::kM;
-        uint32_t a[S::kTilesM][4];
+        uint32_t a[S::kTilesM][kOperand];
 #pragma unroll
-        for (int i = 0; i < S::kTilesM; ++i)
-            ldmatrix_x4(a[i], slice_at(x, part + 16 * i + lane % 16, k + lane / 16 * 16));
+        for (int i = 0; i < S::kTilesM; ++i) load_rows(a[i], slice_at(x, part + 16 * i, k), kRowBytes, lane);
 #pragma unroll
-        for (int j = 0; j < S::kTilesN; j += 2) {  // four matrices: two column tiles by two halves of K
-            uint32_t b[4];
-            ldmatrix_x4(b, slice_at(w, 8 * j + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * 16));
-            const uint32_t left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
+        for (int j = 0; j < S::kTilesN; ++j) {
+            uint32_t b[kOperand];
+            load_columns(b, slice_at(w, 16 * j, k), kRowBytes, lane);
 #pragma unroll
-            for (int i = 0; i < S::kTilesM; ++i) {
-                mma_16816(sum[i][j], a[i], left, T{});
-                mma_16816(sum[i][j + 1], a[i], right, T{});
-            }
+            for (int i = 0; i < S::kTilesM; ++i) mma_tile(sum[i][j], a[i], b, T{});
         }
     }
 }
@@ -96,7 +90,7 @@ __device__ __forceinline__ void linear(const LinearArgs& a) {
                    [&](int i) { return n0 + i < a.N ? rows.expert * a.N + n0 + i : -1; });
     };
 
-    float sum[S::kTilesM][S::kTilesN][4] = {};
+    Tile sum[S::kTilesM][S::kTilesN] = {};
     const int slices = a.K / kDepth;
     for (int s = 0; s < kStages - 1; ++s) {
         if (s < slices) load(s);
@@ -118,10 +112,10 @@ __device__ __forceinline__ void linear(const LinearArgs& a) {
 #pragma unroll
         for (int j = 0; j < S::kTilesN; ++j)
 #pragma unroll
-            for (int r = 0; r < 4; ++r) {
-                const int m = (warp_m * S::kTilesM + i) * 16 + lane / 4 + r / 2 * 8;
-                const int n = (warp_n * S::kTilesN + j) * 8 + lane % 4 * 2 + r % 2;
-                total[m * S::kTotalStride + n] = sum[i][j][r];
+            for (int e = 0; e < 8; ++e) {
+                const int m = (warp_m * S::kTilesM + i) * 16 + tile_row(lane, e % 4 / 2);
+                const int n = (warp_n * S::kTilesN + j) * 16 + tile_column(lane, e / 4, e % 4);
+                total[m * S::kTotalStride + n] = sum[i][j][e / 4][e % 4];
             }
     __syncthreads();
     finish_tile(a.e, rows, n0, min(S::kN, a.N - n0), [&](int m, int n) { return total[m * S::kTotalStride + n]; });
@@ -147,5 +141,3 @@ LINEAR(linear_mma64_f16_f32, f16, float, Split)
 LINEAR(linear_mma64_bf16, bf16, bf16, Small)
 LINEAR(linear_mma128_bf16, bf16, bf16, Large)
 #endif
-
-#endif  // DI_ARCH >= 750

@@ -3,8 +3,7 @@
 // each. Activations in fp32 are split into two.
 #include "epilogue.cuh"
 #include "split.cuh"
-
-#if DI_ARCH >= 750
+#include "tile.cuh"
 
 namespace di {
 namespace {
@@ -23,16 +22,16 @@ __device__ __forceinline__ Halves load8(const float* row, int k) {
 }
 
 template <class T>
-__device__ __forceinline__ void multiply(float (&sum)[4], const uint4& top, const uint4& bottom, const uint4& w) {
-    const uint32_t a[2][4] = {{top.x, bottom.x, top.y, bottom.y}, {top.z, bottom.z, top.w, bottom.w}};
-    const uint32_t b[2][2] = {{w.x, w.y}, {w.z, w.w}};
-#pragma unroll
-    for (int s = 0; s < 2; ++s) mma_16816(sum, a[s], b[s], T{});
+__device__ __forceinline__ void multiply(StraightTile<T>& sum, const uint4& top, const uint4& bottom,
+                                         const uint4 (&w)[2]) {
+    const uint4 x[2] = {top, bottom};
+    sum.add(x, w);
 }
 template <class T>
-__device__ __forceinline__ void multiply(float (&sum)[4], const Halves& top, const Halves& bottom, const uint4& w) {
-    multiply<T>(sum, top.low, bottom.low, w);
-    multiply<T>(sum, top.high, bottom.high, w);
+__device__ __forceinline__ void multiply(StraightTile<T>& sum, const Halves& top, const Halves& bottom,
+                                         const uint4 (&w)[2]) {
+    multiply(sum, top.low, bottom.low, w);
+    multiply(sum, top.high, bottom.high, w);
 }
 
 // A block has 16 columns, in a gated layer 8 gates and their 8 ups; its warps share out K.
@@ -41,7 +40,8 @@ __device__ __forceinline__ void linear(const LinearArgs& a) {
     SHARED(Sums, sums, 1);
     const RowSet rows = row_set(a.experts, a.rows, kRows);
     if (rows.count == 0) return;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int g = StraightTile<T>::first_row(lane), t = StraightTile<T>::place(lane);
     const bool gated = is_gated(a.e);
     const int n0 = gated ? blockIdx.x / 2 * 32 + blockIdx.x % 2 * 8 : blockIdx.x * kColumns, next = gated ? 16 : 8;
     const X* x = static_cast<const X*>(a.x.data) + 8 * t;
@@ -51,28 +51,28 @@ __device__ __forceinline__ void linear(const LinearArgs& a) {
         static_cast<const uint16_t*>(a.w) + (static_cast<int64_t>(rows.expert) * a.N + n0 + g) * a.w_stride + 8 * t;
     const uint16_t* w1 = w0 + next * a.w_stride;
 
-    float sum[2][4] = {};
+    StraightTile<T> sum;
 #pragma unroll 4
     for (int k = 32 * warp; k < a.K; k += 32 * kWarps) {
-        const uint4 first = load8(w0, k), second = load8(w1, k);
+        const uint4 w[2] = {load8(w0, k), load8(w1, k)};
         const auto u = load8(top, k), v = load8(bottom, k);
-        multiply<T>(sum[0], u, v, first);
-        multiply<T>(sum[1], u, v, second);
+        multiply(sum, u, v, w);
     }
+    Tile total;
+    sum.total(total, lane);
 #pragma unroll
-    for (int j = 0; j < 2; ++j)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums->at[warp][g + i / 2 * 8][8 * j + 2 * t + i % 2] = sum[j][i];
+    for (int e = 0; e < 8; ++e)
+        sums->at[warp][tile_row(lane, e % 4 / 2)][tile_column(lane, e / 4, e % 4)] = total[e / 4][e % 4];
     __syncthreads();
 
     const int outputs = gated ? 8 : 16, m = threadIdx.x / outputs, n = threadIdx.x % outputs;
     if (m >= rows.count) return;
-    float total = 0, up = 0;
+    float y = 0, up = 0;
     for (int w = 0; w < kWarps; ++w) {
-        total += sums->at[w][m][n];
+        y += sums->at[w][m][n];
         if (gated) up += sums->at[w][m][n + 8];
     }
-    finish(a.e, rows.out(m), n0 + n, total, up);
+    finish(a.e, rows.out(m), n0 + n, y, up);
 }
 
 }  // namespace
@@ -93,5 +93,3 @@ extern "C" __global__ void __launch_bounds__(256, 1) linear_skinny_bf16(di::Line
 }
 EXPORT_KERNEL(linear_skinny_bf16)
 #endif
-
-#endif  // DI_ARCH >= 750

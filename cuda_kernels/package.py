@@ -42,8 +42,8 @@ def setup_cuda() -> None:
         setup_requires=_compiler_wheels(),
         install_requires=[f"dashinfer-lite=={version}"],
         extras_require={
-            "cu12": ["nvidia-cuda-nvrtc-cu12>=12.4"],
-            "cu13": ["nvidia-cuda-nvrtc>=13,<14"],
+            "cu12": ["nvidia-cublas-cu12>=12.4", "nvidia-cuda-nvrtc-cu12>=12.4"],
+            "cu13": ["nvidia-cublas>=13,<14", "nvidia-cuda-nvrtc>=13,<14"],
         },
         entry_points={"dashinfer_lite.devices": ["cuda = dashinfer_cuda:capsule"]},
         cmdclass={"build_py": BuildCuda, "bdist_wheel": AnyPythonWheel},

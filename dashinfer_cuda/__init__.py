@@ -7,10 +7,11 @@ a driver the device says so when it is asked for.
 from __future__ import annotations
 
 import ctypes
+import logging
 from pathlib import Path
 from typing import Any
 
-__all__ = ["capsule", "load_library"]
+__all__ = ["capsule", "describe_cublaslt", "load_library"]
 
 CAPSULE_NAME = b"dashinfer_lite.device.v1"  # a capsule keeps the address: it must live as long as the module
 HERE = Path(__file__).resolve().parent
@@ -34,6 +35,25 @@ def load_library(path: Path | None = None) -> ctypes.CDLL:
     if not path.exists():
         raise OSError(f"{path} is missing: install dashinfer-cuda (DASHINFER_DIST=cuda pip install . in a checkout)")
     loaded = ctypes.CDLL(str(path))
+    loaded.di_cuda_on_notice(_NOTICE)
     for name, found in find_libraries().items():
         loaded.di_cuda_set(name.encode(), str(found).encode())
     return loaded
+
+
+def describe_cublaslt(library: Path | None = None) -> tuple[bool, str]:
+    """Whether cuBLASLt is found, and its path and version, or why not; opens no GPU."""
+    text = ctypes.create_string_buffer(512)
+    try:
+        failed = load_library(library).di_cuda_cublaslt(text, ctypes.c_size_t(len(text)))
+    except OSError as error:
+        return False, str(error)
+    return not failed, text.value.decode(errors="replace")
+
+
+def _notice(text: bytes) -> None:
+    """What the host library has to say although all goes on, as a warning of the logger "dashinfer_cuda"."""
+    logging.getLogger(__name__).warning(text.decode(errors="replace"))
+
+
+_NOTICE = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_notice)

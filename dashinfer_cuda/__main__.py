@@ -1,4 +1,7 @@
-"""`python -m dashinfer_cuda`: GPUs, kernels and libraries found, a self-test, and how fast a product is."""
+"""`python -m dashinfer_cuda`: GPUs, kernels and libraries found, a self-test, and how fast a product is.
+
+`--quick` leaves out the measurement.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from dashinfer_cuda import HERE
+from dashinfer_cuda import HERE, describe_cublaslt
 from dashinfer_cuda._check import Product, self_test
 from dashinfer_cuda._find import find_libraries
 from dashinfer_lite.devices import devices, open_device
@@ -24,7 +27,7 @@ def main() -> int:
         print(f"device     none: {status.reason}")
         return 1
     try:
-        return print_device()
+        return print_device(measures="--quick" not in sys.argv[1:])
     except DashInferError as error:
         print(f"device     failed: {error}")
         return 2
@@ -43,12 +46,16 @@ def print_kernels(folder: Path = HERE / "cubin") -> None:
 
 
 def print_libraries() -> None:
-    """Where the compiler for GPUs without kernels is."""
+    """Where the compiler for GPUs without kernels is, and whether products of many rows go through cuBLASLt."""
     found = find_libraries()
     print(f"nvrtc      {found.get('nvrtc', 'not found; only GPUs that no kernel was compiled for need it')}")
+    usable, text = describe_cublaslt()
+    print(
+        f"cublaslt   {text if usable else f'not used ({text}): products of many rows use the kernels of this package'}"
+    )
 
 
-def print_device() -> int:
+def print_device(measures: bool = True) -> int:
     """Opens the first GPU, compares it with the CPU and measures it."""
     device = open_device("cuda")
     info = device.info
@@ -57,7 +64,7 @@ def print_device() -> int:
         print(f"device     {info.detail}, kernels {info.tier}, {info.threads} multiprocessors, {memory}")
         difference = self_test()
         print(f"self-test  {difference or 'the demo model writes the same tokens as on the CPU'}")
-        for rows in ROWS:
+        for rows in ROWS if measures else ():
             product = Product(device, rows)
             print(f"product    {product.describe()}")
     finally:

@@ -14,8 +14,14 @@ PATTERNS: Final = {
         "nvidia/cu12/lib/libnvrtc.so.12",
         "nvidia/cuda_nvrtc/lib/libnvrtc.so.12",
     ),
+    "cublaslt": (
+        "nvidia/cu13/lib/libcublasLt.so.13",
+        "nvidia/cu12/lib/libcublasLt.so.12",
+        "nvidia/cublas/lib/libcublasLt.so.12",
+        "nvidia/cublas/lib/libcublasLt.so.11",
+    ),
 }
-TOOLKITS: Final = {"nvrtc": "libnvrtc.so"}
+TOOLKITS: Final = {"nvrtc": "libnvrtc.so", "cublaslt": "libcublasLt.so"}
 
 
 def find_libraries() -> dict[str, Path]:

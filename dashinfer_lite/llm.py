@@ -150,7 +150,7 @@ class LLM:
         is_single = is_single_conversation(messages)
         listed: Sequence[Any] = [messages] if is_single else messages
         own_params = params_for_each(params, len(listed))
-        outputs = self._run([self._conversation(item, template) for item in listed], own_params, is_single)
+        outputs = self._run([self.chat_prompt(item, **template) for item in listed], own_params, is_single)
         return outputs[0] if is_single else outputs
 
     def submit(
@@ -171,7 +171,7 @@ class LLM:
         """
         if (prompt is None) == (messages is None):
             raise RequestError("submit takes either a prompt or messages")
-        text, ids = self._prompt(prompt) if prompt is not None else self._conversation(messages, template)
+        text, ids = self._prompt(prompt) if prompt is not None else self.chat_prompt(messages or (), **template)
         return self._engine.submit(ids, params, prompt=text, priority=priority, cache_salt=cache_salt, owner=self)
 
     def prepare(self, params: SamplingParams | None) -> None:
@@ -213,6 +213,10 @@ class LLM:
     def render_chat(self, messages: Messages, **template: Any) -> str:
         """The text that the model's chat template, or its family's chat format, makes of a conversation."""
         return self._conversations().render(messages, **template)
+
+    def chat_prompt(self, messages: Messages, **template: Any) -> tuple[str, list[int]]:
+        """A conversation as `chat` gives it to the model: its text and its token ids."""
+        return self._conversations().prompt(messages, **template)
 
     def plan_tools(
         self,
@@ -310,10 +314,6 @@ class LLM:
         if isinstance(prompt, str):
             return prompt, self.tokenizer.encode(prompt)
         return None, prompt
-
-    def _conversation(self, messages: Any, template: dict[str, Any]) -> tuple[str, list[int]]:
-        """A conversation's text and its token ids."""
-        return self._conversations().prompt(messages, **template)
 
     def _conversations(self) -> Conversations:
         if self._chat is None:

@@ -22,7 +22,7 @@
 #include <string>
 #include <vector>
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
+#include "stand_in.h"
 
 namespace {
 
@@ -97,8 +97,34 @@ State& state() {
 
 using Lock = std::lock_guard<std::recursive_mutex>;
 
-// Counts a call; true where a test asked for this one to fail.
+void run_until(Stream& stream, uint64_t at) {
+    while (stream.ran < at) {
+        Operation operation = std::move(stream.waiting.front());
+        stream.waiting.pop_front();
+        ++stream.ran;
+        operation();
+    }
+}
+
+bool is_pinned(const void* p, size_t bytes) {
+    State& s = state();
+    const auto at = reinterpret_cast<uintptr_t>(p);
+    auto next = s.pinned.upper_bound(at);
+    if (next == s.pinned.begin()) return false;
+    --next;
+    return at + bytes <= next->first + next->second;
+}
+
+unsigned char* bytes_at(DevicePointer p) { return reinterpret_cast<unsigned char*>(p); }
+
+}  // namespace
+
+// ---- what all stand-ins use ----
+
+namespace stand_in {
+
 bool enter(const char* name) {
+    const Lock lock(state().mutex);
     State& s = state();
     ++s.counts[name];
     const auto found = s.failures.find(name);
@@ -112,16 +138,10 @@ long environment(const char* name, long otherwise) {
     return text && *text ? std::atol(text) : otherwise;
 }
 
-void run_until(Stream& stream, uint64_t at) {
-    while (stream.ran < at) {
-        Operation operation = std::move(stream.waiting.front());
-        stream.waiting.pop_front();
-        ++stream.ran;
-        operation();
-    }
-}
+int arch() { return state().arch; }
 
-void put(void* handle, Operation operation, bool is_kernel = false) {
+void put(void* handle, Operation operation, bool is_kernel) {
+    const Lock lock(state().mutex);
     auto& stream = *static_cast<Stream*>(handle);
     if (stream.capture) {
         stream.capture->operations.push_back(std::move(operation));
@@ -132,17 +152,8 @@ void put(void* handle, Operation operation, bool is_kernel = false) {
     if (state().hurries && !is_kernel && stream.waiting.size() == 1) run_until(stream, stream.added);
 }
 
-bool is_pinned(const void* p, size_t bytes) {
-    State& s = state();
-    const auto at = reinterpret_cast<uintptr_t>(p);
-    auto next = s.pinned.upper_bound(at);
-    if (next == s.pinned.begin()) return false;
-    --next;
-    return at + bytes <= next->first + next->second;
-}
-
-// Whether the range lies within one allocation.
 bool is_device(DevicePointer p, size_t bytes) {
+    const Lock lock(state().mutex);
     State& s = state();
     auto next = s.device_memory.upper_bound(p);
     if (next == s.device_memory.begin()) return false;
@@ -150,9 +161,9 @@ bool is_device(DevicePointer p, size_t bytes) {
     return p + bytes <= next->first + next->second.bytes;
 }
 
-unsigned char* bytes_at(DevicePointer p) { return reinterpret_cast<unsigned char*>(p); }
+}  // namespace stand_in
 
-}  // namespace
+using stand_in::enter, stand_in::environment, stand_in::is_device, stand_in::put;
 
 // ---- what tests ask ----
 

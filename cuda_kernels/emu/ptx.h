@@ -122,6 +122,50 @@ inline void mma_i(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     std::copy(out.d, out.d + 4, d);
 }
 
+// The four products of mma.m8n8k4. Lane 4q + t, and 4 more rows 16 lanes further, hold row t of a of quad pair q, and
+// of b column t, or across row t and four of its columns; sums are spread over pairs of rows and of columns.
+struct QuadIn {
+    float d[8];
+    uint32_t a[2], b[2];
+};
+struct QuadOut {
+    float d[8];
+};
+inline const char kMmaQuads = 0, kMmaQuadsAcross = 0;
+
+template <bool across>
+void mma_quads_of_warp(const QuadIn* in, QuadOut* out) {
+    double a[4][8][4], b[4][4][8];
+    for (int lane = 0; lane < kLanes; ++lane) {
+        const int q = lane / 4 % 4, t = lane % 4, more = lane / 16 * 4;
+        for (int i = 0; i < 4; ++i) {
+            a[q][t + more][i] = static_cast<double>(half_of<f16>(in[lane].a[i / 2], i % 2));
+            const auto x = static_cast<double>(half_of<f16>(in[lane].b[i / 2], i % 2));
+            if (across)
+                b[q][t][i + more] = x;
+            else
+                b[q][i][t + more] = x;
+        }
+    }
+    for (int lane = 0; lane < kLanes; ++lane)
+        for (int i = 0; i < 8; ++i) {
+            const int q = lane / 4 % 4, row = (lane & 1) + (i & 2) + lane / 16 * 4,
+                      column = (i & 4) + (lane & 2) + (i & 1);
+            double sum = 0;
+            for (int k = 0; k < 4; ++k) sum += a[q][row][k] * b[q][k][column];
+            out[lane].d[i] = static_cast<float>(static_cast<double>(in[lane].d[i]) + sum);
+        }
+}
+
+template <bool across>
+void mma_quads(float (&d)[2][4], uint32_t a0, uint32_t a1, uint32_t b0, uint32_t b1) {
+    QuadIn in{{}, {a0, a1}, {b0, b1}};
+    std::memcpy(in.d, d, sizeof in.d);
+    const QuadOut out =
+        the_machine.exchange<QuadIn, QuadOut>(across ? &kMmaQuadsAcross : &kMmaQuads, in, mma_quads_of_warp<across>);
+    std::memcpy(d, out.d, sizeof out.d);
+}
+
 }  // namespace emu
 
 // What a chip has; device.cuh makes the rest of it.
@@ -146,6 +190,16 @@ inline void mma_8816(int& left, int& right, uint32_t a, uint32_t b) {
     int d[4] = {left, right, 0, 0};
     emu::mma_i(d, {a, 0, 0, 0}, {b, 0});
     left = d[0], right = d[1];
+}
+
+#else
+
+// Four products, one a quad pair: d[8,8] += a[8,4] · b[8,4]ᵀ, or · b[4,8].
+inline void mma_884(float (&d)[2][4], uint32_t a0, uint32_t a1, uint32_t b0, uint32_t b1) {
+    emu::mma_quads<false>(d, a0, a1, b0, b1);
+}
+inline void mma_884_across(float (&d)[2][4], uint32_t a0, uint32_t a1, uint32_t b0, uint32_t b1) {
+    emu::mma_quads<true>(d, a0, a1, b0, b1);
 }
 
 #endif

@@ -60,6 +60,7 @@ int open_device(const di_options* options, void** out, char* text, size_t size) 
         if (opened->context) {
             {
                 const ContextScope scope(opened->driver, opened->context);
+                opened->cublaslt.close();
                 opened->modules.unload();
             }
             opened->driver.cuDevicePrimaryCtxRelease_v2(opened->handle);

@@ -209,7 +209,10 @@ int Launcher::product(const Weight& w, LinearArgs args, const View& planes, cons
         args.w = reinterpret_cast<const void*>(w.data);
         args.w_stride = args.K = w.k_padded;
         args.w_dtype = w.desc.dtype;
-        return launch(launch_linear(args, chip), args);
+        bool done = false;
+        if (program_.large_.takes(args))
+            if (const int bad = large_product(args, &done)) return bad;
+        return done ? DI_OK : launch(launch_linear(args, chip), args);
     }
     LinearCodesArgs codes{};
     codes.e = args.e;
@@ -222,6 +225,35 @@ int Launcher::product(const Weight& w, LinearArgs args, const View& planes, cons
     codes.n_planes = planes.cols / w.k_padded;
     codes.rows = args.rows;
     return launch(launch_linear_codes(codes, chip), codes);
+}
+
+// By cuBLASLt, in pieces of rows that fit the memory in between. `done` stays false, and the output as it was, where it
+// refuses.
+int Launcher::large_product(const LinearArgs& args, bool* done) {
+    LargeProducts& large = program_.large_;
+    const LargeShape shape(args);
+    const int rows = args.rows.most, at_once = large.rows_at_once(shape, rows), last = (rows - 1) / at_once * at_once;
+    for (const LargePiece& piece : {LargePiece{0, std::min(at_once, rows)}, LargePiece{last, rows - last}})
+        for (const BlasProduct& p : large.products(args, shape, piece))
+            if (!large.knows(p)) return DI_OK;
+    for (int first = 0; first < rows; first += at_once) {
+        const LargePiece piece{first, std::min(at_once, rows - first)};
+        if (shape.split) {
+            LinearHalvesArgs halves = large.halves(args, shape, piece);
+            if (const int bad = launch(launch_linear_halves(halves), halves)) return bad;
+        }
+        for (const BlasProduct& p : large.products(args, shape, piece)) {
+            if (large.run(p, program_.stream_)) {
+                *done = true;
+            } else {
+                return *done ? why_.fail(DI_EDEAD, "cuBLASLt fails within a product") : DI_OK;
+            }
+        }
+        if (shape.direct) continue;
+        LinearFinishArgs finish = large.finish(args, shape, piece);
+        if (const int bad = launch(launch_linear_finish(finish), finish)) return bad;
+    }
+    return DI_OK;
 }
 
 int Launcher::route(const di_instr& in) {

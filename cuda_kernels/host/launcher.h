@@ -35,6 +35,7 @@ class Launcher {
     int route(const di_instr& in);
     int experts(const di_instr& in);
     int product(const Weight& w, LinearArgs args, const View& planes, const View& grid);
+    int large_product(const LinearArgs& args, bool* done);
     int group(const di_instr& in, int tile_rows, Experts* experts);
     int sample(const di_instr& in);
     bool wants_no_tokens() const;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 namespace di {
@@ -72,6 +73,16 @@ void pack_row(const void* source, int source_dtype, int k, int group, int group_
         else
             for (int i = 0; i < group; ++i) store(to, target_dtype, i, load(from, source_dtype, i));
     }
+}
+
+bool fits_f16(const void* row, int dtype, int k) {
+    constexpr float kFirstTooLarge = 65520;  // rounds to infinity
+    bool fits = true;
+    for (int i = 0; i < k && dtype != F16; ++i) {
+        const float size = std::fabs(load(row, dtype, i));
+        fits &= !(size >= kFirstTooLarge && size <= std::numeric_limits<float>::max());
+    }
+    return fits;
 }
 
 bool instant_quant(const void* row, int dtype, const CodeShape& shape, uint8_t* codes, float* scales, int16_t* zeros) {

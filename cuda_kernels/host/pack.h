@@ -26,6 +26,9 @@ struct CodeShape {
     size_t code_bytes(int64_t rows) const { return static_cast<size_t>(rows * k_padded() * bits / 8); }
 };
 
+// Whether no finite number of a row w[k] becomes infinite in fp16.
+bool fits_f16(const void* row, int dtype, int k);
+
 // A row w[k] to codes, one a byte, with a scale and a zero point for each group: docs/arithmetic.md, "Quantized
 // products". False where the row, or a scale in its type, is not finite.
 bool instant_quant(const void* row, int dtype, const CodeShape& shape, uint8_t* codes, float* scales, int16_t* zeros);

@@ -52,6 +52,7 @@ Program::Program(std::shared_ptr<OpenDevice> device)
       parts_(driver()),
       experts_(driver()),
       host_memory_(driver()),
+      large_(*device_),
       staging_(driver()) {
     captures_ = setting("graphs") != "0";
 }
@@ -68,6 +69,7 @@ Program::~Program() {
     flights_.clear();
     host_memory_.release();
     staging_.release();
+    large_.release();
     if (order_) driver().cuEventDestroy_v2(order_);
     if (copy_stream_) driver().cuStreamDestroy_v2(copy_stream_);
     if (stream_) driver().cuStreamDestroy_v2(stream_);
@@ -112,7 +114,9 @@ int Program::prepare(const di_program_desc& desc, Why why) {
     if (const int bad = place_cache(why)) return bad;
     if (const int bad = place_work(why)) return bad;
     if (const int bad = place_experts(why)) return bad;
-    return make_flights(why);
+    if (const int bad = make_flights(why)) return bad;
+    place_large_products();
+    return DI_OK;
 }
 
 int Program::place_weights(const di_program_desc& desc, Why why) {
@@ -187,6 +191,23 @@ int Program::place_experts(Why why) {
     const int64_t bytes =
         expert_sum_bytes_ + round_up(4 * rows, 256) + tiles * static_cast<int64_t>(sizeof(ExpertTile)) + 256;
     return experts_.allocate(static_cast<size_t>(bytes), why, "experts");
+}
+
+// What is left of the memory serves cuBLASLt, where the program has products for it.
+void Program::place_large_products() {
+    int64_t bytes = -1;
+    for (const auto* list : {&body_, &tail_})
+        for (const di_instr& in : *list) {
+            if (in.op != DI_OP_LINEAR) continue;
+            const Weight& w = weights_[static_cast<size_t>(in.weight[0])];
+            const di_slot& out = slots_[static_cast<size_t>(in.out[0])];
+            const int64_t rows = most_rows(out, desc_);
+            if (w.is_quantized() || !large_.wants(rows)) continue;
+            const bool plain = in.i[0] == 0 && in.weight[1] < 0;
+            const LargeShape shape(w.desc.dtype, w.desc.n, w.k_padded, plain, in.in[1] >= 0, out.dtype);
+            bytes = std::max(bytes, LargeProducts::scratch_bytes(shape.row_bytes(), rows));
+        }
+    if (bytes >= 0) large_.prepare(bytes);
 }
 
 int Program::make_flights(Why why) {

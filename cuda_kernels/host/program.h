@@ -8,7 +8,7 @@
 
 #include "check.h"
 #include "device.h"
-#include "memory.h"
+#include "large_products.h"
 #include "step_block.h"
 
 namespace di {
@@ -56,6 +56,7 @@ class Program {
     int place_host_blocks(Why why);
     int place_work(Why why);
     int place_experts(Why why);
+    void place_large_products();
     int check_order(int weight, const void* values, Why why) const;
     int make_flights(Why why);
     void plan_attention();
@@ -98,6 +99,7 @@ class Program {
 
     DeviceMemory weight_memory_, kv_memory_, arena_, block_, lists_, results_, sampling_, last_tokens_, parts_,
         experts_;
+    LargeProducts large_;
     int tile_rows_ = kAttentionRows;  // of the step's pieces of attention
     int64_t part_row_bytes_ = 0;      // of a query row's partial result, all KV heads together
     int64_t part_rows_ = 0;           // that there is room for

@@ -123,6 +123,12 @@ int Weight::write(const Driver& driver, void* stream, int row0, int rows, const 
     for (int first = 0; first < rows; first += kRowsAtOnce) {
         const int count = std::min(kRowsAtOnce, rows - first);
         for (int i = 0; i < count; ++i)
+            if (desc.dtype == DI_F16 && row_data[first + i] && !fits_f16(row_data[first + i], source, desc.k))
+                return why.fail(
+                    DI_EINVAL,
+                    "weight %d: row %d holds values beyond 65504, which fp16 does not have; use bf16 or fp32", id,
+                    row0 + first + i);
+        for (int i = 0; i < count; ++i)
             pack_row(row_data[first + i], source, desc.k, desc.k_group, desc.k_group_padded,
                      packed.data() + stride * static_cast<size_t>(i), desc.dtype);
         const DevicePointer to = data + stride * static_cast<size_t>(row0 + first);

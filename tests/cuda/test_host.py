@@ -294,6 +294,22 @@ def test_closing_gives_everything_back(emulated: Emulator) -> None:
     assert [control.emu_count(name) for name in (b"allocations", b"pinned")] == held
 
 
+def test_numbers_that_fp16_lacks(device: Any) -> None:
+    """A finite weight does not become infinite without a word; what was infinite stays so."""
+    maker = Maker(device.info)
+    x, w = maker.slot(32), maker.matrix(32, 32, "f16")
+    maker.op("linear", (x, -1), (maker.slot(32),), (w, -1))
+    bench = Bench(device, maker)
+    values = np.full((32, 32), 65504.0, np.float32)
+    values[3, 3] = np.inf
+    bench.matrix(w, values, "f32")
+    values[5, 7] = -65536
+    for source in ("f32", "bf16"):
+        with pytest.raises(DeviceError, match=r"row .* holds values beyond 65504"):
+            bench.matrix(w, values, source)
+    bench.close()
+
+
 def test_which_kernels_a_chip_gets(emulated: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactly its own, else the newest older ones of its generation; others are compiled, or refused."""
     for arch, served in ((80, True), (86, True), (89, True), (75, False), (90, False)):

@@ -78,9 +78,9 @@ class Finish:
 
 FMA = [("linear_gemv1_{}", 1, 96, 160), ("linear_gemv8_{}", 9, 64, 1056), ("linear_fma", 70, 96, 96)]
 MMA = [("linear_skinny_{}", 13, 64, 1056), ("linear_mma64_{}", 70, 96, 128), ("linear_mma128_{}", 515, 160, 64)]
-CASES = [(*case, x, w, 70) for case in FMA for x, w in (("f32", "f32"), ("f32", "f16"), ("bf16", "bf16"))]
+CASES = [(*case, x, w, 60) for case in FMA for x, w in (("f32", "f32"), ("f32", "f16"), ("bf16", "bf16"))]
 CASES += [(*case, t, t, 80) for case in MMA for t in ("bf16", "f16")]
-CASES += [(f"{name.format('f16')}_f32", *size, "f32", "f16", 75) for name, *size in MMA[:2]]
+CASES += [(f"{name.format('f16')}_f32", *size, "f32", "f16", arch) for name, *size in MMA[:2] for arch in (70, 75)]
 
 
 @pytest.mark.parametrize("act", [0, 2, GATED + 1])

@@ -30,20 +30,21 @@ COMMON = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-
 
 @dataclass(frozen=True)
 class Emulator:
-    """What was compiled: the host library, the stand-in driver, and the folder with kernels for some architectures."""
+    """What was compiled: the host library, the stand-ins for driver and cuBLASLt, and the folder with the kernels."""
 
     host: Path
     driver: Path
     kernels: Path
 
     def register(self) -> None:
-        """Makes "cuda" known as the device on the emulator."""
+        """Makes "cuda" known as the device on the emulator, without cuBLASLt unless a test sets it."""
         from dashinfer_lite.devices import register
 
         package = cuda_package()
         library = package.load_library(self.host)
         library.di_cuda_set(b"driver", str(self.driver).encode())
         library.di_cuda_set(b"kernels", str(self.kernels).encode())
+        library.di_cuda_set(b"cublaslt", b"0")
         register("cuda", lambda: package.capsule(self.host))
 
     def set(self, name: str, value: str) -> None:
@@ -80,6 +81,11 @@ def missing() -> str:
     return "" if shutil.which(_compiler()) else f"the emulator needs the compiler {_compiler()}"
 
 
+def is_emulated(device: Any) -> bool:
+    """Whether a GPU is the stand-in driver's."""
+    return bool(device.info.detail.startswith("emulated"))
+
+
 @cache
 def emulator(arch: int = 80) -> Emulator:
     """Compiles what is not compiled yet, with kernels for one architecture."""
@@ -88,7 +94,8 @@ def emulator(arch: int = 80) -> Emulator:
     headers = [*KERNELS.glob("*.h"), *HEADERS.glob("*.h")]
     includes = [f"-I{KERNELS}", f"-I{HEADERS}"]
     host = _Target(folder, "host", host_files, [*headers, *(KERNELS / "host").glob("*.h")], includes)
-    driver = _Target(folder, "driver", [KERNELS / "emu" / "driver.cpp"], [], [])
+    stand_ins = [KERNELS / "emu" / f"{name}.cpp" for name in ("driver", "cublaslt")]
+    driver = _Target(folder, "driver", stand_ins, [KERNELS / "emu" / "stand_in.h"], [])
     device_headers = [*headers, *KERNELS.glob("*.cuh"), *(KERNELS / "emu").glob("*.h")]
     flags = ["-x", "c++", "-DDI_EMU", f"-DDI_ARCH={arch}0", f"-I{KERNELS}", "-Wno-unknown-pragmas"]
     kernels = [

@@ -184,11 +184,11 @@ class Chip(ctypes.Structure):
     _fields_ = [("arch", ctypes.c_int32), ("processors", ctypes.c_int32), ("shared_bytes", ctypes.c_int32)]
 
 
-SHARED_KIB = {70: 96, 75: 64, 80: 163, 86: 99, 89: 99, 90: 227}
+SHARED_KIB = {60: 48, 70: 96, 75: 64, 80: 163, 86: 99, 89: 99, 90: 227}
 
 
 def chip(arch: int) -> Chip:
-    """A GPU of an architecture."""
+    """A GPU of an architecture; 60 is one without tensor cores, whose kernels every chip has."""
     return Chip(arch, 16, SHARED_KIB[arch] * 1024)
 
 
