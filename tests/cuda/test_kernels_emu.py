@@ -147,13 +147,16 @@ def test_rope_table(kernels: Kernels, kind: RopeKind, sections: tuple[int, ...],
 
 @pytest.mark.parametrize("cache", ["f32", "bf16", "f16", "u8", "u4"])
 @pytest.mark.parametrize(("size", "rotary"), [(20, 20), (64, 32), (256, 256)])
-@pytest.mark.parametrize("style", ["neox", "interleaved", "none"])
+@pytest.mark.parametrize("style", ["neox", "interleaved", "bare", "none"])
 def test_rope_kv(kernels: Kernels, cache: str, size: int, rotary: int, style: str) -> None:
-    """Head norms and rope of q and k, and what the cache holds. Codes: as they come, so that they can be compared."""
+    """Head norms and rope of q and k, and what the cache holds. Codes: as they come, so that they can be compared.
+
+    "bare": rope without norms; "none": neither.
+    """
     rng, memory = np.random.default_rng(size), Memory()
     tokens, hq, hkv, block = 5, 3, 2, 16
     head = -(-size // 8) * 8
-    plain = style == "none"
+    plain, has_norms = style == "none", style not in ("none", "bare")
     q, k, v = (memory.put(rng.standard_normal((tokens, h * head)).astype(np.float32)) for h in (hq, hkv, hkv))
     if plain:
         v[2, 1] = np.inf
@@ -166,7 +169,8 @@ def test_rope_kv(kernels: Kernels, cache: str, size: int, rotary: int, style: st
     args = make(
         "HeadsArgs",
         **{"q": view(q), "k": view(k), "v": view(v), "eps": 1e-6, "Hq": hq, "Hkv": hkv, "D": size, "head": head},
-        **({} if plain else {"table": view(table), "q_norm": norms[0], "k_norm": norms[1]}),
+        **({} if plain else {"table": view(table)}),
+        **({"q_norm": norms[0], "k_norm": norms[1]} if has_norms else {}),
         rotary=rotary,
         interleaved=style == "interleaved",
         kv=pool,
@@ -180,7 +184,8 @@ def test_rope_kv(kernels: Kernels, cache: str, size: int, rotary: int, style: st
         if plain:
             return x
         x = x.astype(np.float64)
-        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * norm
+        if has_norms:
+            x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * norm
         half = rotary // 2
         first, second = np.s_[:half], np.s_[half:rotary]
         if style == "interleaved":
