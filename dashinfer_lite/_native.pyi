@@ -26,7 +26,7 @@ class ProgramHandle:
         weights: np.ndarray,
         n_body: int,
         n_tail: int,
-        kv: tuple[int, int, int, int, int],
+        kv: tuple[int, int, int, int, int, int],
         kv_dtype: int,
         arena_bytes: int,
         max_tokens: int,

@@ -32,7 +32,7 @@ cdef extern from "dashinfer_device.h" nogil:
         const di_weight_desc* weights
         di_kv_desc kv
         int64_t arena_bytes
-        int32_t max_tokens, tail_rows, max_seqs, max_logprobs, experts_per_token
+        int32_t max_tokens, tail_rows, max_seqs, max_logprobs, experts_per_token, host_blocks
     ctypedef struct di_step:
         uint32_t struct_size
         int32_t T, B, R, position_rows, position_stride, max_blocks
@@ -59,6 +59,10 @@ cdef extern from "dashinfer_device.h" nogil:
         float* out_top_logprobs
         float* out_logits
         float* out_hidden
+        int32_t n_swap_out
+        const int32_t* swap_out
+        int32_t n_swap_in
+        const int32_t* swap_in
     ctypedef struct di_options:
         uint32_t struct_size
         int32_t threads
@@ -256,11 +260,24 @@ cdef class StepBinding:
             self.step.out_hidden = <float*>_address(owner.out_hidden)
             if self.step.R > len(owner.out_hidden):
                 raise NativeError("the step's counts exceed its arrays")
+        self.step.n_swap_out = len(owner.swap_out)
+        self.step.swap_out = _swaps(owner.swap_out)
+        self.step.n_swap_in = len(owner.swap_in)
+        self.step.swap_in = _swaps(owner.swap_in)
         if self.step.T > len(owner.tokens) or self.step.B > len(owner.kv_len) or self.step.R > len(owner.logit_row):
             raise NativeError("the step's counts exceed its arrays")
         if self.step.n_clear > len(owner.clear_blocks) or self.step.n_external > len(owner.external_row):
             raise NativeError("the step's counts exceed its arrays")
         return &self.step
+
+
+cdef const int32_t* _swaps(array) except? NULL:
+    """Pairs of a block and a host block; NULL where there are none."""
+    if not len(array):
+        return NULL
+    if array.nbytes != len(array) * 2 * sizeof(int32_t):
+        raise NativeError("swaps must be pairs of 32-bit integers")
+    return <const int32_t*>_address(array)
 
 
 cdef uintptr_t _address(array) except? 0:
@@ -304,7 +321,7 @@ cdef class ProgramHandle:
         if slots.nbytes != len(slots) * sizeof(di_slot) or instrs.nbytes != len(instrs) * sizeof(di_instr) or \
                 weights.nbytes != len(weights) * sizeof(di_weight_desc):
             raise NativeError("encoded program does not match the device header")
-        desc.kv.layers, desc.kv.heads, desc.kv.head_size, desc.kv.block_tokens, desc.kv.blocks = kv
+        desc.kv.layers, desc.kv.heads, desc.kv.head_size, desc.kv.block_tokens, desc.kv.blocks, desc.host_blocks = kv
         desc.kv.dtype = kv_dtype
         desc.arena_bytes = arena_bytes
         desc.max_tokens = max_tokens

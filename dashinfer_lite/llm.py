@@ -11,7 +11,15 @@ from dashinfer_lite.engine import Engine, Request
 from dashinfer_lite.engine.pooling import normalized
 from dashinfer_lite.errors import CancelledError, DashInferError, ModelError, RequestError
 from dashinfer_lite.grammar.compiler import GrammarCompiler
-from dashinfer_lite.loading import DTYPES, KV_DTYPES, Options, demo_model_folder, kv_dtype_for, load_model
+from dashinfer_lite.loading import (
+    DTYPES,
+    KV_DTYPES,
+    Options,
+    demo_model_folder,
+    kv_dtype_for,
+    load_model,
+    parse_size,
+)
 from dashinfer_lite.outputs import EmbeddingOutput
 from dashinfer_lite.prompts import (
     Messages,
@@ -57,6 +65,7 @@ class LLM:
         *,
         max_queue: int = 1024,
         prefix_cache: bool = True,
+        host_kv_memory: str | int = 0,
         progress: Callable[[int, int], object] | None = None,
         isa: str | None = None,
         passes: Iterable[str] | None = None,
@@ -78,6 +87,8 @@ class LLM:
         max_batch      most sequences that are computed together; None: 64
         max_queue      most requests that wait; further ones get a CapacityError
         prefix_cache   whether prompts share what they begin with
+        host_kv_memory  host memory for cached prefixes that kv_memory has no room for, from where they return; taken at
+                       once. 0: none. For devices with a memory of their own
         progress       called with (bytes done, bytes in all) while loading; where it returns False, loading ends with
                        CancelledError
         isa            a lower CPU tier: "amx", "avx512", "avx2" or "scalar"
@@ -85,9 +96,12 @@ class LLM:
 
         ModelError, DeviceError, CapacityError and RequestError say what is wrong and what to do.
         """
+        if not prefix_cache and parse_size("host_kv_memory", host_kv_memory, least=0):
+            raise RequestError("host_kv_memory keeps cached prefixes; leave it out, or leave prefix_cache on")
         options = Options(
-            device, dtype, kv_cache, kv_memory, threads, max_context, max_batch, isa, passes, progress, quant, head
-        )
+            device, dtype, kv_cache, kv_memory, threads, max_context, max_batch, isa, passes, progress, quant, head,
+            host_kv_memory,
+        )  # fmt: skip
         model = load_model(path, options)
         tokenizer = model.tokenizer
         self._grammars = GrammarCompiler(tokenizer, model.program.vocab_size) if tokenizer is not None else None
@@ -136,7 +150,7 @@ class LLM:
         is_single = is_single_conversation(messages)
         listed: Sequence[Any] = [messages] if is_single else messages
         own_params = params_for_each(params, len(listed))
-        outputs = self._run([self._conversation(item, template) for item in listed], own_params, is_single)
+        outputs = self._run([self.chat_prompt(item, **template) for item in listed], own_params, is_single)
         return outputs[0] if is_single else outputs
 
     def submit(
@@ -157,7 +171,7 @@ class LLM:
         """
         if (prompt is None) == (messages is None):
             raise RequestError("submit takes either a prompt or messages")
-        text, ids = self._prompt(prompt) if prompt is not None else self._conversation(messages, template)
+        text, ids = self._prompt(prompt) if prompt is not None else self.chat_prompt(messages or (), **template)
         return self._engine.submit(ids, params, prompt=text, priority=priority, cache_salt=cache_salt, owner=self)
 
     def prepare(self, params: SamplingParams | None) -> None:
@@ -199,6 +213,10 @@ class LLM:
     def render_chat(self, messages: Messages, **template: Any) -> str:
         """The text that the model's chat template, or its family's chat format, makes of a conversation."""
         return self._conversations().render(messages, **template)
+
+    def chat_prompt(self, messages: Messages, **template: Any) -> tuple[str, list[int]]:
+        """A conversation as `chat` gives it to the model: its text and its token ids."""
+        return self._conversations().prompt(messages, **template)
 
     def plan_tools(
         self,
@@ -272,6 +290,7 @@ class LLM:
             "max_context": self._engine.max_context,
             "max_batch": model.program.limits.max_seqs,
             "kv_tokens": kv.blocks * kv.block_tokens,
+            "host_kv_tokens": kv.host_blocks * kv.block_tokens,
             "load_s": model.load_s,
             **{key: value for key, value in self.stats().items() if key.endswith("_bytes")},
         }
@@ -295,10 +314,6 @@ class LLM:
         if isinstance(prompt, str):
             return prompt, self.tokenizer.encode(prompt)
         return None, prompt
-
-    def _conversation(self, messages: Any, template: dict[str, Any]) -> tuple[str, list[int]]:
-        """A conversation's text and its token ids."""
-        return self._conversations().prompt(messages, **template)
 
     def _conversations(self) -> Conversations:
         if self._chat is None:

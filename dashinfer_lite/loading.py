@@ -68,6 +68,7 @@ class Options:
     progress: Callable[[int, int], object] | None = None
     quant: str | QuantPolicy | None = None
     head: str | None = None
+    host_kv_memory: str | int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ def load_model(path: str | os.PathLike[str] | None, options: Options) -> LoadedM
     begin = time.perf_counter()
     limits = limits_for(options.max_batch)
     memory = parse_size("kv_memory", options.kv_memory)
+    host_memory = parse_size("host_kv_memory", options.host_kv_memory, least=0)
     folder = ModelFolder(demo_model_folder() if path is None else path)
     model = find_model(folder.architecture, folder.config)
     config = model.config.from_folder(folder)
@@ -119,10 +121,11 @@ def load_model(path: str | os.PathLike[str] | None, options: Options) -> LoadedM
             max_context, blocks = kv_room(
                 options.max_context, config.max_position_embeddings, limits.max_seqs, memory, block_bytes
             )
+            host_blocks = host_kv_blocks(host_memory, block_bytes, device.info)
             limits = step_limits(limits, config, max_context)
             program = build(
                 model.forward, config, device.info, dtype=dtype, kv_dtype=kv_dtype, limits=limits, blocks=blocks,
-                block_tokens=BLOCK_TOKENS, passes=options.passes, quant=quant,
+                block_tokens=BLOCK_TOKENS, passes=options.passes, quant=quant, host_blocks=host_blocks,
             )  # fmt: skip
             executable = device.create(program)
             try:
@@ -238,15 +241,32 @@ def kv_room(
     return context, min(blocks, -(-context // BLOCK_TOKENS) * max_batch)
 
 
-def parse_size(name: str, value: str | int) -> int:
+def host_kv_blocks(memory: int, block_bytes: int, info: DeviceInfo) -> int:
+    """How many KV blocks the host keeps for a device whose memory is another one.
+
+    RequestError where the device's memory is the host's, CapacityError where there is room for none.
+    """
+    if memory and info.unified_memory:
+        raise RequestError(
+            f"host_kv_memory is for devices with a memory of their own; {info.name!r} has its KV cache in host memory "
+            "already: raise kv_memory instead"
+        )
+    if 0 < memory < block_bytes:
+        raise CapacityError(
+            f"host_kv_memory of {memory} bytes holds no block of {BLOCK_TOKENS} tokens, which has {block_bytes} bytes"
+        )
+    return min(memory // block_bytes, 2**31 - 1)
+
+
+def parse_size(name: str, value: str | int, least: int = 1) -> int:
     """Bytes of a size such as "2GiB", "1.5 GB", "512MiB" or a plain number; RequestError for anything else."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63:
         return value
     if isinstance(value, str):
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|B?)\s*", value, re.IGNORECASE)
         if found is not None:
             size = int(float(found[1]) * _UNITS[found[2].upper().removeprefix("B")])
-            if 0 < size < 2**63:
+            if least <= size < 2**63:
                 return size
     raise RequestError(f'{name} is {value!r:.40}; it must be a number of bytes or a size such as "2GiB" or "512MB"')
 

@@ -19,6 +19,7 @@ struct Ymm {
         __builtin_memcpy(&x, p, sizeof x);
         return {_mm256_set1_epi32(x)};
     }
+    static DI_INLINE Ymm ones() { return {_mm256_set1_epi16(1)}; }  // of words
     DI_INLINE void store(void* p) const { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
     DI_INLINE Ymm low_nibbles() const { return {_mm256_and_si256(v, _mm256_set1_epi8(15))}; }
@@ -31,6 +32,12 @@ struct Ymm {
     DI_INLINE Ymm low_8() const { return {_mm256_and_si256(v, _mm256_set1_epi32(255))}; }
     // Words: the sum of two products a dword.
     DI_INLINE Ymm add_products(Ymm a, Ymm b) const { return {_mm256_add_epi32(v, _mm256_madd_epi16(a.v, b.v))}; }
+    // Unsigned times signed bytes: the sum of two products a word.
+    DI_INLINE Ymm add_pairs(Ymm a, Ymm b) const {
+        Ymm sum{_mm256_add_epi16(v, _mm256_maddubs_epi16(a.v, b.v))};
+        asm("" : "+x"(sum.v));  // added one by one: a tree of sums needs more registers than there are
+        return sum;
+    }
 #ifdef __AVXVNNI__
     // Unsigned times signed bytes: the sum of four products a dword.
     DI_INLINE Ymm dot(Ymm a, Ymm b) const { return {_mm256_dpbusd_avx_epi32(v, a.v, b.v)}; }

@@ -17,6 +17,7 @@ struct Zmm {
         __builtin_memcpy(&x, p, sizeof x);
         return {_mm512_set1_epi32(x)};
     }
+    static DI_INLINE Zmm ones() { return {_mm512_set1_epi16(1)}; }  // of words
     DI_INLINE void store(void* p) const { _mm512_storeu_si512(p, v); }
 
     DI_INLINE Zmm low_nibbles() const { return {_mm512_and_si512(v, _mm512_set1_epi8(15))}; }
@@ -29,6 +30,12 @@ struct Zmm {
     DI_INLINE Zmm low_8() const { return {_mm512_and_si512(v, _mm512_set1_epi32(255))}; }
     // Words: the sum of two products a dword.
     DI_INLINE Zmm add_products(Zmm a, Zmm b) const { return {_mm512_add_epi32(v, _mm512_madd_epi16(a.v, b.v))}; }
+    // Unsigned times signed bytes: the sum of two products a word.
+    DI_INLINE Zmm add_pairs(Zmm a, Zmm b) const {
+        Zmm sum{_mm512_add_epi16(v, _mm512_maddubs_epi16(a.v, b.v))};
+        asm("" : "+v"(sum.v));  // added one by one: a tree of sums needs more registers than there are
+        return sum;
+    }
 #ifdef __AVX512VNNI__
     // Unsigned times signed bytes: the sum of four products a dword.
     DI_INLINE Zmm dot(Zmm a, Zmm b) const { return {_mm512_dpbusd_epi32(v, a.v, b.v)}; }

@@ -1,5 +1,6 @@
-// Exact integer products of activations and the codes of a panel. Two ways to the same sums: bytes with bytes, a plane
-// at a time, where the processor adds four such products to a dword; else words with words, both planes at once.
+// Exact integer products of activations and the codes of a panel. Three ways to the same sums: bytes with bytes where
+// the processor adds four such products to a dword; else words with words, both planes at once; or, for codes of 4 bits
+// and one row, bytes with bytes in pairs.
 #pragma once
 #include "../layout.h"
 #include "inline.h"
@@ -16,11 +17,13 @@ struct Operand {
 constexpr size_t code_bytes(bool nibbles) { return nibbles ? 1024 : 2048; }  // of a cell
 
 // Every policy has these. `sums` is [kPlanes][kRows][32]; with two planes a sum is 256 · the first + the second.
+//   Nibbles: the policy for codes of 4 bits and one row
 //   kLines, kWords: the lines that one pass takes, and whether they are words
 //   add<kRows, kPlanes, kNibbles>: sums += x · the cells at w; `cold`: w comes from memory
 //
 // The definition, in plain C++.
 struct PlainDot {
+    using Nibbles = PlainDot;
     static constexpr int kLines = 2;
     static constexpr bool kWords = false;
 
@@ -50,22 +53,26 @@ struct PlainDot {
     }
 };
 
-// What the two policies over registers share: the walk over a cell. V is a register of bytes.
-template <class V, bool kNibbles>
+// What the policies over registers share: the walk over a cell. V is a register of bytes. A single row takes the halves
+// one after the other, in the order of memory.
+template <class V, bool kNibbles, bool kSingle>
 struct Walk {
     static constexpr int kParts = 64 / V::kBytes;  // registers of 16 outputs times 4 k
 
-    // f(r, i, codes) for k in [4r, 4r + 4) and register i of kHalves halves.
+    // As many halves of a panel at a time as leave registers for the codes.
+    static constexpr int halves(int lines) { return !kSingle && 2 * lines * kParts <= V::kSums ? 2 : 1; }
+
+    // f(r, i, codes) for k in [4r, 4r + 4) and register i of kHalves halves, in some of a cell's lines.
     template <int kHalves, class F>
-    static DI_INLINE void cell(const uint8_t* w, int half, bool cold, F f) {
+    static DI_INLINE void lines(const uint8_t* w, int half, int begin, int end, bool cold, F f) {
         constexpr size_t kHalf = code_bytes(kNibbles) / 2;
         constexpr size_t kAhead = 4096;  // bytes from a prefetch to its use
 #pragma GCC unroll 8
-        for (int r = 0; r < (kNibbles ? 8 : 16); ++r) {
+        for (int r = begin; r < end; ++r) {
             for (int i = 0; i < kHalves * kParts; ++i) {
                 const uint8_t* at = w + (half + i / kParts) * kHalf + r * 64 + i % kParts * V::kBytes;
                 const V q = V::load(at);
-                if (i % kParts == 0 && cold) __builtin_prefetch(at + kAhead);
+                if (i % kParts == 0 && cold) kSingle ? prefetch_in_place(at + kAhead) : __builtin_prefetch(at + kAhead);
                 if (kNibbles) {
                     f(r, i, q.low_nibbles());
                     f(r + 8, i, q.high_nibbles());
@@ -75,22 +82,23 @@ struct Walk {
             }
         }
     }
-};
 
-// As many halves of a panel at a time as leave registers for the codes.
-template <class V>
-constexpr int halves_of(int lines) {
-    return 2 * lines * (64 / V::kBytes) <= V::kSums ? 2 : 1;
-}
+    template <int kHalves, class F>
+    static DI_INLINE void cell(const uint8_t* w, int half, bool cold, F f) {
+        lines<kHalves>(w, half, 0, kNibbles ? 8 : 16, cold, f);
+    }
+};
 
 template <class V>
 struct ByteDot {
+    using Nibbles = ByteDot;
     static constexpr int kLines = V::kSums * V::kBytes / 128;
     static constexpr bool kWords = false;
 
     template <int kRows, int kPlanes, bool kNibbles>
     static void add(const Operand& x, const uint8_t* w, int cells, bool cold, int32_t* sums) {
-        constexpr int kHalves = halves_of<V>(kRows * kPlanes), kBlock = kHalves == 2 ? 1 << 20 : 8;
+        constexpr int kHalves = Walk<V, kNibbles, kRows == 1>::halves(kRows * kPlanes);
+        constexpr int kBlock = kHalves == 2 ? 1 << 20 : 8;
         for (int c = 0; c < cells; c += kBlock) {
             const int n = cells - c < kBlock ? cells - c : kBlock;
             const Operand from{x.x + c * x.cell, x.cell, x.plane};
@@ -104,7 +112,7 @@ struct ByteDot {
     template <int kRows, int kPlanes, bool kNibbles, int kHalves>
     static DI_INLINE void add_halves(const Operand& x, const uint8_t* w, int cells, int half, bool cold,
                                      int32_t* sums) {
-        using Cells = Walk<V, kNibbles>;
+        using Cells = Walk<V, kNibbles, kRows == 1>;
         constexpr int kRegisters = kHalves * Cells::kParts, kLanes = V::kBytes / 4;
         V sum[kRegisters][kPlanes * kRows];
         for (int i = 0; i < kRegisters; ++i) {
@@ -125,16 +133,67 @@ struct ByteDot {
     }
 };
 
-// Words come in the order k = 0, 2, 1, 3 of each four: pairs as the even and the odd bytes of the codes.
+// One row and codes of 4 bits: the products of a pair add up to at most 15 · 2 · 128, and eight such sums fit a word.
+template <class V>
+struct PairDot {
+    static constexpr bool kWords = false;
+
+    template <int kRows, int kPlanes, bool kNibbles>
+    static void add(const Operand& x, const uint8_t* w, int cells, bool cold, int32_t* sums) {
+        static_assert(kRows == 1 && kNibbles);
+        for (int c = 0; c < cells; ++c, w += code_bytes(true)) {
+            const Operand from{x.x + c * x.cell, x.cell, x.plane};
+            for (int half = 0; half < 2; ++half) {
+                for (int r = 0; r < 8; r += kDeep) add_lines<kPlanes>(from, w, half, r, cold, sums + 16 * half);
+            }
+        }
+    }
+
+  private:
+    static constexpr int kDeep = 4;  // lines, of two pairs each
+
+    template <int kPlanes>
+    static DI_INLINE void add_lines(const Operand& x, const uint8_t* w, int half, int begin, bool cold, int32_t* sums) {
+        using Cells = Walk<V, true, true>;
+        V words[Cells::kParts][kPlanes];
+        for (int i = 0; i < Cells::kParts * kPlanes; ++i) words[i / kPlanes][i % kPlanes] = V::zero();
+        Cells::template lines<1>(w, half, begin, begin + kDeep, cold, [&](int r, int i, V codes) {
+            for (int l = 0; l < kPlanes; ++l) {
+                words[i][l] = words[i][l].add_pairs(codes, V::broadcast(x.x + l * x.plane + 4 * r));
+            }
+        });
+        for (int i = 0; i < Cells::kParts; ++i) {
+            for (int l = 0; l < kPlanes; ++l) {
+                int32_t* to = sums + l * kCell + i * V::kBytes / 4;
+                V::load(to).add_products(words[i][l], V::ones()).store(to);
+            }
+        }
+    }
+};
+
+// Words lie as masks and shifts split the codes: of each cell first those with even k, then the others.
 template <class V>
 struct WordDot {
+    using Nibbles = PairDot<V>;
     static constexpr int kLines = V::kSums * V::kBytes / 128;
     static constexpr bool kWords = true;
+
+    // The words of a row in one cell; `high` is null with one plane.
+    static void join(const int8_t* high, const int8_t* low, int16_t* to) {
+        int16_t h[kQuantCell / 2] = {}, l[kQuantCell / 2];
+        if (high) __builtin_memcpy(h, high, sizeof h);
+        __builtin_memcpy(l, low, sizeof l);
+        for (int i = 0; i < kQuantCell / 2; ++i) {
+            to[i] = static_cast<int16_t>(static_cast<uint16_t>(h[i]) * 256 + static_cast<int8_t>(l[i]));
+            to[kQuantCell / 2 + i] = static_cast<int16_t>((h[i] & ~255) + (l[i] >> 8));
+        }
+    }
 
     template <int kRows, int kPlanes, bool kNibbles>
     static void add(const Operand& x, const uint8_t* w, int cells, bool cold, int32_t* sums) {
         // A sum stays within 31 bits for so many cells: 64 · 4 · 255 · 32512, or 64 · 64 · 15 · 32512.
-        constexpr int kHalves = halves_of<V>(kRows), kBlock = kPlanes == 1 ? 8 : kNibbles ? 8 : 4;
+        constexpr int kHalves = Walk<V, kNibbles, kRows == 1>::halves(kRows);
+        constexpr int kBlock = kPlanes == 1 ? 8 : kNibbles ? 8 : 4;
         for (int c = 0; c < cells; c += kBlock) {
             const int n = cells - c < kBlock ? cells - c : kBlock;
             const Operand from{x.x + c * x.cell, x.cell, 0};
@@ -148,7 +207,7 @@ struct WordDot {
     template <int kRows, int kPlanes, bool kNibbles, int kHalves>
     static DI_INLINE void add_halves(const Operand& x, const uint8_t* w, int cells, int half, bool cold,
                                      int32_t* sums) {
-        using Cells = Walk<V, kNibbles>;
+        using Cells = Walk<V, kNibbles, kRows == 1>;
         constexpr int kRegisters = kHalves * Cells::kParts, kLanes = V::kBytes / 4;
         V sum[kRegisters][kRows];
         for (int i = 0; i < kRegisters * kRows; ++i) sum[i / kRows][i % kRows] = V::zero();
@@ -157,9 +216,9 @@ struct WordDot {
             Cells::template cell<kHalves>(w, half, cold, [&](int r, int i, V codes) {
                 const V even = codes.even_bytes(), odd = codes.odd_bytes();
                 for (int l = 0; l < kRows; ++l) {
-                    const int8_t* at = a + l * 2 * kQuantCell + 8 * r;
+                    const int8_t* at = a + l * 2 * kQuantCell + 4 * r;
                     sum[i][l] = sum[i][l].add_products(even, V::broadcast(at));
-                    sum[i][l] = sum[i][l].add_products(odd, V::broadcast(at + 4));
+                    sum[i][l] = sum[i][l].add_products(odd, V::broadcast(at + kQuantCell));
                 }
             });
         }

@@ -54,7 +54,8 @@ DI_INLINE void multiply_cell(const float* x, const typename Cell::T* cell, int h
             constexpr size_t kAhead = kHalves == 2 ? 1024 : 4096;  // bytes; few rows need little beyond the hardware's
             constexpr size_t kLineBytes = kHalves * 32 * sizeof(typename Cell::T);
             const char* ahead = reinterpret_cast<const char*>(cell) + kAhead + (16 * half / kHalves + r) * kLineBytes;
-            for (size_t i = 0; i < kLineBytes; i += 64) __builtin_prefetch(ahead + i);
+            for (size_t i = 0; i < kLineBytes; i += 64)
+                R == 1 ? prefetch_in_place(ahead + i) : __builtin_prefetch(ahead + i);
         }
     }
     for (int h = 0; h < kHalves; ++h) {
@@ -108,6 +109,39 @@ DI_INLINE void widen_rows(const Gemm& g, int m, int count, float* to) {
     }
 }
 
+// One row and panels [p0, p1): of the panels, the two halves go side by side, cell by cell, each in the order of
+// memory; two streams bring more than one.
+template <class Cell>
+DI_NOINLINE void gemm_row(const Gemm& g, const Rows& row, int m, int p0, int p1) {
+    const int half = (p1 - p0 + 1) / 2;
+    for (int p = p0; p < p0 + half; ++p) {
+        const int panels = p + half < p1 ? 2 : 1;
+        const typename Cell::T* cell[2];
+        for (int j = 0; j < 2; ++j) {
+            cell[j] = static_cast<const typename Cell::T*>(g.w) +
+                      static_cast<size_t>(p + (panels - 1) * j * half) * g.k_cells * kCellSize;
+        }
+        alignas(64) float sums[2][kCell];
+        const float* x = row.x;
+        for (int s = 0; s < segments(g.k_cells); ++s) {
+            Vec acc[2][2][1];
+            for (int i = 0; i < 4; ++i) acc[i / 2][i % 2][0] = Vec::zero();
+            for (int c = segment_begin(g.k_cells, s); c < segment_begin(g.k_cells, s + 1); ++c, x += row.step) {
+                for (int j = 0; j < panels; ++j) {
+                    for (int h = 0; h < 2; ++h) multiply_cell<Cell, 1, 1>(x, cell[j], h, true, acc[j]);
+                    cell[j] += kCellSize;
+                }
+            }
+            for (int i = 0; i < 4; ++i) {
+                float* sum = sums[i / 2] + i % 2 * 16;
+                const Vec part = acc[i / 2][i % 2][0];
+                (s == 0 ? part : Vec::load(sum) + part).store(sum);
+            }
+        }
+        for (int j = 0; j < panels; ++j) finish(g, m, 1, p + j * half, sums[j]);
+    }
+}
+
 // Walks rows [m0, m1) in chunks that fit the scratch as fp32 (and so the L2 cache), each over all panels.
 template <class Cell, bool kWiden>
 DI_INLINE void gemm(const Gemm& g, int m0, int m1, int p0, int p1) {
@@ -123,12 +157,15 @@ DI_INLINE void gemm(const Gemm& g, int m0, int m1, int p0, int p1) {
                 widen_rows(g, b, end - b < kCell ? end - b : kCell, g.scratch + (b - m) * row_floats);
             }
         }
-        for (int p = p0; p < p1; ++p) {
+        const auto rows_of = [&](int b, int count) {
+            return kWiden ? Rows{g.scratch + (b - m) * row_floats, static_cast<size_t>(count) * kCell}
+                          : Rows{g.x.row<const float>(b), g.x.step()};
+        };
+        if (end - m == 1) gemm_row<Cell>(g, rows_of(m, 1), m, p0, p1);
+        for (int p = p0; end - m > 1 && p < p1; ++p) {
             for (int b = m; b < end; b += kCell) {
                 const int count = end - b < kCell ? end - b : kCell;
-                const Rows rows = kWiden ? Rows{g.scratch + (b - m) * row_floats, static_cast<size_t>(count) * kCell}
-                                         : Rows{g.x.row<const float>(b), g.x.step()};
-                gemm_rows<Cell>(g, rows, b, count, p, b == m);
+                gemm_rows<Cell>(g, rows_of(b, count), b, count, p, b == m);
             }
         }
         m = end;

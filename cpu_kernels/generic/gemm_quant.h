@@ -71,40 +71,48 @@ DI_INLINE void combine(const int32_t* high, const int32_t* low, const PanelGrid&
     }
 }
 
-// Rows [m, m + kRows) of one band times panel p.
+// Rows [m, m + kRows) of one band times one panel, or a single row times two: cell by cell in turns, as two streams
+// bring more than one.
 template <class Dot, int kRows, int kPlanes, bool kNibbles>
-DI_NOINLINE void multiply_quant(const GemmQ& g, const Operand& x, int m, int p, bool cold) {
-    alignas(64) float totals[kRows][kCell] = {};
+DI_NOINLINE void multiply_quant(const GemmQ& g, const Operand& x, int m, const int* p, int panels, bool cold) {
+    constexpr int kPanels = kRows == 1 ? 2 : 1;
+    alignas(64) float totals[kPanels][kRows][kCell] = {};
     const bool fits = fits_int32(g.w, kPlanes);
     const int cells = g.w.group_cells();
-    const uint8_t* codes = panel_codes(g.w, p);
+    const uint8_t* codes[] = {panel_codes(g.w, p[0]), panel_codes(g.w, p[panels - 1])};
     const float* rows = g.grid.row<const float>(m);  // of the grid; one is 32 floats
     const auto column = [&](int c) { return rows + c / kCell * g.grid.step() + c % kCell; };
     Operand at = x;
     for (int group = 0; group < g.w.groups; ++group) {
         const int left = g.w.cells - group * cells, n = left < cells ? left : cells;
-        alignas(64) int32_t sums[kPlanes][kRows][kCell] = {};
-        PanelGrid grid;
-        load_grid(g.w, p, group, grid);
-        Dot::template add<kRows, kPlanes, kNibbles>(at, codes, n, cold, &sums[0][0][0]);
-        const float *scales = column(group), *integers = column(g.w.groups + group);
-        for (int i = 0; i < kRows; ++i) {
-            int32_t sum;
-            __builtin_memcpy(&sum, integers + i * kCell, sizeof sum);
-            const float scale = scales[i * kCell];
-            combine(kPlanes == 2 ? sums[0][i] : nullptr, sums[kPlanes - 1][i], grid, scale, sum, fits, totals[i]);
+        alignas(64) int32_t sums[kPanels][kPlanes][kRows][kCell] = {};
+        const int step = kRows == 1 ? 1 : n;
+        for (int c = 0; c < n; c += step, at.x += step * x.cell) {
+            for (int j = 0; j < panels; ++j) {
+                Dot::template add<kRows, kPlanes, kNibbles>(at, codes[j], step, cold, sums[j][0][0]);
+                codes[j] += step * code_bytes(kNibbles);
+            }
         }
-        at.x += n * x.cell;
-        codes += n * code_bytes(kNibbles);
+        const float *scales = column(group), *integers = column(g.w.groups + group);
+        for (int j = 0; j < panels; ++j) {
+            PanelGrid grid;
+            load_grid(g.w, p[j], group, grid);
+            for (int i = 0; i < kRows; ++i) {
+                int32_t sum;
+                __builtin_memcpy(&sum, integers + i * kCell, sizeof sum);
+                const int32_t* high = kPlanes == 2 ? sums[j][0][i] : nullptr;
+                combine(high, sums[j][kPlanes - 1][i], grid, scales[i * kCell], sum, fits, totals[j][i]);
+            }
+        }
     }
-    finish(epilogue_of(g), m, kRows, p, totals[0]);
+    for (int j = 0; j < panels; ++j) finish(epilogue_of(g), m, kRows, p[j], totals[j][0]);
 }
 
-// The same for `count` rows.
+// The same for `count` rows and one panel.
 template <class Dot, int kPlanes, bool kNibbles, int kRows>
 DI_INLINE void multiply_quant_rows(const GemmQ& g, Operand x, int m, int count, int p, bool cold) {
     for (; count >= kRows; m += kRows, count -= kRows, cold = false) {
-        multiply_quant<Dot, kRows, kPlanes, kNibbles>(g, x, m, p, cold);
+        multiply_quant<Dot, kRows, kPlanes, kNibbles>(g, x, m, &p, 1, cold);
         x.x += kRows * kQuantCell * (Dot::kWords ? 2 : 1);
     }
     if constexpr (kRows > 1) {
@@ -112,17 +120,12 @@ DI_INLINE void multiply_quant_rows(const GemmQ& g, Operand x, int m, int count, 
     }
 }
 
-// Rows [m, m + count) of one band as words: [cells][count][64], in the order of WordDot.
+// Rows [m, m + count) of one band as words: [cells][count][64], in the order of Dot.
+template <class Dot>
 DI_INLINE void join_planes(const Planes& x, int m, int count, int16_t* to) {
     for (int c = 0; c < x.cells; ++c) {
         for (int i = 0; i < count; ++i, to += kQuantCell) {
-            const int8_t *high = x.row(m + i, c, 0), *low = x.row(m + i, c, x.count - 1);
-            const int factor = x.count == 2 ? 256 : 0;
-            for (int k = 0; k < kQuantCell; k += 4) {
-                for (int d = 0; d < 4; ++d) {
-                    to[k + d / 2 + d % 2 * 2] = static_cast<int16_t>(factor * high[k + d] + low[k + d]);
-                }
-            }
+            Dot::join(x.count == 2 ? x.row(m + i, c, 0) : nullptr, x.row(m + i, c, x.count - 1), to);
         }
     }
 }
@@ -141,7 +144,9 @@ DI_NOINLINE void gemm_quant_as(const GemmQ& g, int m0, int m1, int p0, int p1) {
         if (end > m1) end = m1;
         const auto band_of = [&](int b) { return words + (b - m) * row_bytes / 2; };
         const auto rows_of = [&](int b) { return end - b < kCell ? end - b : kCell; };
-        for (int b = m; Dot::kWords && b < end; b += kCell) join_planes(g.x, b, rows_of(b), band_of(b));
+        if constexpr (Dot::kWords) {
+            for (int b = m; b < end; b += kCell) join_planes<Dot>(g.x, b, rows_of(b), band_of(b));
+        }
         for (int p = p0; p < p1; ++p) {
             for (int b = m; b < end; b += kCell) {
                 const size_t band = static_cast<size_t>(g.x.band()) * kQuantCell;
@@ -155,14 +160,40 @@ DI_NOINLINE void gemm_quant_as(const GemmQ& g, int m0, int m1, int p0, int p1) {
     }
 }
 
+// One row: of the panels, the two halves go side by side.
+template <class Dot, int kPlanes, bool kNibbles>
+DI_NOINLINE void gemm_quant_row(const GemmQ& g, int m, int p0, int p1) {
+    const size_t band = static_cast<size_t>(g.x.band()) * kQuantCell;
+    Operand x{g.x.row(m, 0, 0), band * kPlanes, band};
+    if constexpr (Dot::kWords) {
+        auto* words = reinterpret_cast<int16_t*>(g.scratch);
+        join_planes<Dot>(g.x, m, 1, words);
+        x = Operand{reinterpret_cast<const int8_t*>(words), 2 * kQuantCell, 0};
+    }
+    const int half = (p1 - p0 + 1) / 2;
+    for (int p = p0; p < p0 + half; ++p) {
+        const int pair[] = {p, p + half};
+        multiply_quant<Dot, 1, kPlanes, kNibbles>(g, x, m, pair, p + half < p1 ? 2 : 1, true);
+    }
+}
+
+template <class Dot, int kPlanes, bool kNibbles>
+DI_INLINE void gemm_quant_any(const GemmQ& g, int m0, int m1, int p0, int p1) {
+    if (m1 - m0 > 1) return gemm_quant_as<Dot, kPlanes, kNibbles>(g, m0, m1, p0, p1);
+    if constexpr (kNibbles) {
+        gemm_quant_row<typename Dot::Nibbles, kPlanes, true>(g, m0, p0, p1);
+    } else {
+        gemm_quant_row<Dot, kPlanes, false>(g, m0, p0, p1);
+    }
+}
+
 template <class Dot>
 void gemm_quant(const GemmQ& g, int m0, int m1, int p0, int p1) {
+    const bool nibbles = g.w.bits == DType::U4;
     if (g.x.count == 2) {
-        g.w.bits == DType::U4 ? gemm_quant_as<Dot, 2, true>(g, m0, m1, p0, p1)
-                              : gemm_quant_as<Dot, 2, false>(g, m0, m1, p0, p1);
+        nibbles ? gemm_quant_any<Dot, 2, true>(g, m0, m1, p0, p1) : gemm_quant_any<Dot, 2, false>(g, m0, m1, p0, p1);
     } else {
-        g.w.bits == DType::U4 ? gemm_quant_as<Dot, 1, true>(g, m0, m1, p0, p1)
-                              : gemm_quant_as<Dot, 1, false>(g, m0, m1, p0, p1);
+        nibbles ? gemm_quant_any<Dot, 1, true>(g, m0, m1, p0, p1) : gemm_quant_any<Dot, 1, false>(g, m0, m1, p0, p1);
     }
 }
 

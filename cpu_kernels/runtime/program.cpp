@@ -81,6 +81,9 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
         int64_t{desc.max_tokens} * desc.experts_per_token > kMaxExpertRows)
         return fail(why, why_bytes, "program: bad limits (%d experts for each of %d tokens)", desc.experts_per_token,
                     desc.max_tokens);
+    if (desc.host_blocks != 0)
+        return fail(why, why_bytes, "program: %d host blocks; the KV cache lies in host memory as it is",
+                    desc.host_blocks);
     max_tokens_ = desc.max_tokens;
     experts_per_token_ = desc.experts_per_token;
     tail_rows_ = desc.tail_rows;
@@ -258,6 +261,8 @@ int Program::check(const di_step& step, char* why, size_t why_bytes) const {
     for (int i = 0; i < step.n_clear; ++i)
         if (step.clear_blocks[i] < 0 || static_cast<size_t>(step.clear_blocks[i]) >= touched_.size())
             return fail(why, why_bytes, "step: cleared block does not exist"), DI_EINVAL;
+    if (step.n_swap_out != 0 || step.n_swap_in != 0)
+        return fail(why, why_bytes, "step: swapped block does not exist"), DI_EINVAL;
     for (int i = 0; i < step.n_external; ++i)
         if (step.external_row[i] < 0 || step.external_row[i] >= step.T ||
             (i && step.external_row[i] <= step.external_row[i - 1]))

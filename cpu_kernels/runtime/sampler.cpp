@@ -186,14 +186,31 @@ bool edits(const di_sample& s) {
     return s.mask || s.n_banned > 0 || s.n_bias > 0 || (has_history(s) && (penalizes(s) || s.no_repeat_ngram > 0));
 }
 
-void apply_mask(float* x, int vocab, const uint32_t* mask) {
-    for (int first = 0; first < vocab; first += 32) {
-        const uint32_t word = mask[first / 32];
-        if (word == 0xffffffff) continue;
-        const int end = std::min(first + 32, vocab);
-        for (int i = first; i < end; ++i)
-            if (!(word >> (i - first) & 1)) x[i] = -kInfinity;
+// y = x where the mask has a one, -inf elsewhere. Masks change from token to token in ways that no branch predictor
+// learns, so all words but zeros are taken without branches, four tokens at a time.
+void copy_allowed(const float* x, int vocab, const uint32_t* mask, float* y) {
+    constexpr int kWord = 32;
+    constexpr uint32_t kMinusInfinity = 0xff800000;
+    alignas(64) static constexpr uint32_t kBit[kWord] = {
+        1u << 0,  1u << 1,  1u << 2,  1u << 3,  1u << 4,  1u << 5,  1u << 6,  1u << 7,  1u << 8,  1u << 9,  1u << 10,
+        1u << 11, 1u << 12, 1u << 13, 1u << 14, 1u << 15, 1u << 16, 1u << 17, 1u << 18, 1u << 19, 1u << 20, 1u << 21,
+        1u << 22, 1u << 23, 1u << 24, 1u << 25, 1u << 26, 1u << 27, 1u << 28, 1u << 29, 1u << 30, 1u << 31};
+    int first = 0;
+    for (; first + kWord <= vocab; first += kWord) {
+        const uint32_t word = mask[first / kWord];
+        if (word == 0) {
+            std::fill_n(y + first, kWord, -kInfinity);
+            continue;
+        }
+        uint32_t bits[kWord];
+        std::memcpy(bits, x + first, sizeof bits);
+        for (int i = 0; i < kWord; ++i) {
+            const uint32_t banned = (word & kBit[i]) == 0 ? ~0u : 0u;
+            bits[i] = (bits[i] & ~banned) | (kMinusInfinity & banned);
+        }
+        std::memcpy(y + first, bits, sizeof bits);
     }
+    for (; first < vocab; ++first) y[first] = mask[first / kWord] >> first % kWord & 1 ? x[first] : -kInfinity;
 }
 
 // A token's count word: bit 0 for a place in the history, 2 for each time it was generated.
@@ -224,7 +241,6 @@ void apply_no_repeat(float* x, int vocab, const int32_t* history, int length, in
 }
 
 void edit(float* x, int vocab, const di_sample& s, uint32_t* counts) {
-    if (s.mask) apply_mask(x, vocab, at<uint32_t>(s.mask));
     for (int i = 0; i < s.n_banned; ++i) {
         const int32_t token = at<int32_t>(s.banned_ids)[i];
         if (token >= 0 && token < vocab) x[token] = -kInfinity;
@@ -309,7 +325,10 @@ void pick(const KernelTable& kernels, const di_sample& s, const Candidates& raw,
           SampleResult& r) {
     Candidates c = raw;
     if (edits(s)) {
-        std::copy(raw.x, raw.x + raw.n, scratch.row.get());
+        if (s.mask)
+            copy_allowed(raw.x, raw.n, at<uint32_t>(s.mask), scratch.row.get());
+        else
+            std::copy(raw.x, raw.x + raw.n, scratch.row.get());
         edit(scratch.row.get(), raw.n, s, scratch.counts.get());
         c = candidates(kernels, scratch.row.get(), nullptr, raw.n, scratch.maxima.get());
     }

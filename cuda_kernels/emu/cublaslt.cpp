@@ -247,7 +247,7 @@ EXPORT int cublasLtMatmul(void* handle, void* description, const void* alpha, co
     const auto at = reinterpret_cast<uintptr_t>(workspace);
     require(at % 256 == 0 && stand_in::is_device(at, workspace_bytes), "the workspace is no device memory");
     const float scale = as<float>(alpha, "no alpha"), add = as<float>(beta, "no beta");
-    stand_in::put(stream, [=] {
+    const auto work = [=] {
         std::memset(workspace, 0xFF, kNeeded);
         const std::vector<float> rows = vectors_of(a, A, s.M, s.K, desc.transposed[0] != 0);
         const std::vector<float> columns = vectors_of(b, B, s.N, s.K, desc.transposed[1] == 0);
@@ -259,6 +259,7 @@ EXPORT int cublasLtMatmul(void* handle, void* description, const void* alpha, co
                 const double more = add == 0 ? 0.0 : static_cast<double>(add * load(c, n * C.ld + m, C.type));
                 store(d, n * D.ld + m, D.type, static_cast<float>(static_cast<double>(scale) * sum + more));
             }
-    });
+    };
+    stand_in::put(stream, work, /*is_kernel=*/true);
     return kSuccess;
 }

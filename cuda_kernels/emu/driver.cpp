@@ -1,8 +1,8 @@
 // A stand-in for libcuda.so.1: the entry points that the host library looks up, on the emulator.
 //
-// It is as late as a driver may be: what is put on a stream runs when somebody waits for it. Memory begins as NaN and
-// ends at a page that nobody may touch. A module's image is "DIEMU", a zero byte, and the path of a kernel library made
-// for the emulator.
+// It is as late as a driver may be: what is put on a stream runs when somebody waits for it. Only copies may be told to
+// hurry. Memory begins as NaN and ends at a page that nobody may touch. A module's image is "DIEMU", a zero byte, and
+// the path of a kernel library made for the emulator.
 //
 // Environment, read by cuInit: DASHINFER_EMU_ARCH (80), DASHINFER_EMU_MEMORY (bytes of device memory),
 // DASHINFER_EMU_DEVICES (1).
@@ -80,7 +80,7 @@ struct Block {
 
 struct State {
     std::recursive_mutex mutex;
-    bool ready = false;
+    bool ready = false, hurries = false;
     int arch = 80, devices = 1;
     size_t memory = size_t{512} << 20, used = 0;
     std::map<DevicePointer, Block> device_memory;
@@ -140,7 +140,7 @@ long environment(const char* name, long otherwise) {
 
 int arch() { return state().arch; }
 
-void put(void* handle, Operation operation) {
+void put(void* handle, Operation operation, bool is_kernel) {
     const Lock lock(state().mutex);
     auto& stream = *static_cast<Stream*>(handle);
     if (stream.capture) {
@@ -149,6 +149,7 @@ void put(void* handle, Operation operation) {
     }
     stream.waiting.push_back(std::move(operation));
     ++stream.added;
+    if (state().hurries && !is_kernel && stream.waiting.size() == 1) run_until(stream, stream.added);
 }
 
 bool is_device(DevicePointer p, size_t bytes) {
@@ -177,6 +178,11 @@ EXPORT long emu_count(const char* name) {
 EXPORT void emu_fail(const char* name, long nth) {
     const Lock lock(state().mutex);
     state().failures[name] = nth;
+}
+// From now on copies happen at once where nothing waits before them on their stream: beside the kernels of others.
+EXPORT void emu_hurry(int on) {
+    const Lock lock(state().mutex);
+    state().hurries = on != 0;
 }
 
 // ---- the driver ----
@@ -392,6 +398,7 @@ EXPORT int cuEventElapsedTime(float* milliseconds, void* from, void* to) {
 }
 EXPORT int cuStreamWaitEvent(void* stream, void* handle, unsigned) {
     const Lock lock(state().mutex);
+    if (enter("cuStreamWaitEvent")) return kInvalidHandle;
     const Event event = *static_cast<Event*>(handle);
     if (event.stream && event.stream != stream) put(stream, [=] { run_until(*event.stream, event.at); });
     return kSuccess;
@@ -418,7 +425,7 @@ EXPORT int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned 
 EXPORT int cuGraphLaunch(void* executable, void* stream) {
     const Lock lock(state().mutex);
     if (enter("cuGraphLaunch")) return kLaunchOutOfResources;
-    for (const Operation& operation : static_cast<Graph*>(executable)->operations) put(stream, operation);
+    for (const Operation& operation : static_cast<Graph*>(executable)->operations) put(stream, operation, true);
     return kSuccess;
 }
 EXPORT int cuGraphDestroy(void* graph) { return delete static_cast<Graph*>(graph), kSuccess; }
@@ -470,11 +477,14 @@ EXPORT int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, u
         const auto* p = static_cast<const unsigned char*>(parameters[i]);
         values.emplace_back(p, p + function->sizes[i]);
     }
-    put(stream, [=] {
-        const unsigned shape[6] = {gx, gy, gz, bx, by, bz};
-        std::vector<void*> pointers;
-        for (const auto& value : values) pointers.push_back(const_cast<unsigned char*>(value.data()));
-        function->run(shape, shared, pointers.data());
-    });
+    put(
+        stream,
+        [=] {
+            const unsigned shape[6] = {gx, gy, gz, bx, by, bz};
+            std::vector<void*> pointers;
+            for (const auto& value : values) pointers.push_back(const_cast<unsigned char*>(value.data()));
+            function->run(shape, shared, pointers.data());
+        },
+        true);
     return kSuccess;
 }

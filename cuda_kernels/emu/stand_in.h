@@ -9,7 +9,7 @@
 namespace stand_in {
 
 // Puts work on a stream of the driver's, to be run or captured.
-void put(void* stream, std::function<void()> operation);
+void put(void* stream, std::function<void()> operation, bool is_kernel = false);
 
 // Whether a range lies within one allocation of device memory.
 bool is_device(uint64_t p, size_t bytes);

@@ -455,6 +455,14 @@ int check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& sl
     return Checker(in, slots, weights, kv, experts_per_token, why).run(in_tail);
 }
 
+static int check_swaps(int n, const int32_t* swaps, const StepLimits& limits, Why why) {
+    for (int i = 0; i < n; ++i)
+        if (limits.kv.layers <= 0 || swaps[2 * i] < 0 || swaps[2 * i] >= limits.kv.blocks || swaps[2 * i + 1] < 0 ||
+            swaps[2 * i + 1] >= limits.host_blocks)
+            return why.fail(DI_EINVAL, "step: swapped block does not exist");
+    return DI_OK;
+}
+
 int check_step(const di_step& step, const StepLimits& limits, Why why) {
     if (step.T < 1 || step.T > limits.tokens || step.B < 1 || step.B > limits.seqs || step.R < 0 ||
         step.R > limits.tokens)
@@ -488,6 +496,8 @@ int check_step(const di_step& step, const StepLimits& limits, Why why) {
     for (int i = 0; i < step.n_clear; ++i)
         if (limits.kv.layers <= 0 || step.clear_blocks[i] < 0 || step.clear_blocks[i] >= limits.kv.blocks)
             return why.fail(DI_EINVAL, "step: cleared block does not exist");
+    if (const int bad = check_swaps(step.n_swap_out, step.swap_out, limits, why)) return bad;
+    if (const int bad = check_swaps(step.n_swap_in, step.swap_in, limits, why)) return bad;
     for (int i = 0; i < step.n_external; ++i)
         if (step.external_row[i] < 0 || step.external_row[i] >= step.T ||
             (i && step.external_row[i] <= step.external_row[i - 1]))

@@ -19,9 +19,10 @@ int check_instr(const di_instr& in, bool in_tail, const std::vector<di_slot>& sl
 // The most rows that a slot has.
 int64_t most_rows(const di_slot& slot, const di_program_desc& program);
 
-// What a step must satisfy: `last_tokens` sequence slots, `blocks` of the cache (0 layers: none is looked at).
+// What a step must satisfy: `last_tokens` sequence slots, blocks of the cache (0 layers: none is looked at) and of the
+// host.
 struct StepLimits {
-    int tokens, seqs, last_tokens;
+    int tokens, seqs, last_tokens, host_blocks;
     di_kv_desc kv;
 };
 int check_step(const di_step& step, const StepLimits& limits, Why why);

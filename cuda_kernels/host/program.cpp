@@ -51,6 +51,7 @@ Program::Program(std::shared_ptr<OpenDevice> device)
       last_tokens_(driver()),
       parts_(driver()),
       experts_(driver()),
+      host_memory_(driver()),
       large_(*device_),
       staging_(driver()) {
     captures_ = setting("graphs") != "0";
@@ -58,13 +59,15 @@ Program::Program(std::shared_ptr<OpenDevice> device)
 
 Program::~Program() {
     const ContextScope scope(driver(), device_->context);
-    if (stream_) driver().cuStreamSynchronize(stream_);
+    for (void* stream : {stream_, copy_stream_})
+        if (stream) driver().cuStreamSynchronize(stream);
     drop_graphs();
     for (const auto& flight : flights_) {
         if (flight->begin) driver().cuEventDestroy_v2(flight->begin);
         if (flight->end) driver().cuEventDestroy_v2(flight->end);
     }
     flights_.clear();
+    host_memory_.release();
     staging_.release();
     large_.release();
     if (order_) driver().cuEventDestroy_v2(order_);
@@ -142,7 +145,17 @@ int Program::place_cache(Why why) {
         return bad;
     pool_.data = reinterpret_cast<uint8_t*>(kv_memory_.at());
     touched_.assign(static_cast<size_t>(kv.blocks), false);
+    if (const int bad = place_host_blocks(why)) return bad;
     return driver().check(driver().cuMemsetD8Async(kv_memory_.at(), 0, kv_memory_.bytes(), stream_), why, "KV blocks");
+}
+
+int Program::place_host_blocks(Why why) {
+    if (desc_.host_blocks < 0) return why.fail(DI_EINVAL, "program: %d host blocks", desc_.host_blocks);
+    if (desc_.host_blocks == 0) return DI_OK;
+    const long double bytes = static_cast<long double>(pool_.block_bytes) * desc_.host_blocks;
+    if (bytes > 0x1p62L) return why.fail(DI_ENOMEM, "no pinned memory for %d KV blocks", desc_.host_blocks);
+    return host_memory_.allocate(static_cast<size_t>(pool_.block_bytes) * static_cast<size_t>(desc_.host_blocks), why,
+                                 "KV blocks");
 }
 
 // Activations, the sampler's rows, results, and the tokens that stay on the GPU.

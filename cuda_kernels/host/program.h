@@ -53,6 +53,7 @@ class Program {
     int prepare(const di_program_desc& desc, Why why);
     int place_weights(const di_program_desc& desc, Why why);
     int place_cache(Why why);
+    int place_host_blocks(Why why);
     int place_work(Why why);
     int place_experts(Why why);
     void place_large_products();
@@ -62,6 +63,7 @@ class Program {
 
     int plan(const di_step& step, Why why);
     int stage(const di_step& step, const StepSize& size, Flight* flight, Why why);
+    int swap(const di_step& step, Why why);
     int execute(const di_step& step, const StepSize& size, Flight* flight, Why why);
     StepSize step_size(const di_step& step) const;
     StepSize bucket_of(const StepSize& exact) const;
@@ -73,6 +75,7 @@ class Program {
     int collect(const di_step& step, Flight* flight, Why why);
     int complete(Flight* flight, Why why);
     int fail(int status);
+    void touch(int block);
     void drop_graphs();
     int slot_rows(int slot, int rows, std::vector<unsigned char>* bytes, DevicePointer* at, size_t* stride);
 
@@ -106,7 +109,8 @@ class Program {
     size_t clear_at_ = 0, external_row_at_ = 0, external_at_ = 0, external_count_at_ = 0;  // in the step's lists
 
     void *stream_ = nullptr, *copy_stream_ = nullptr, *order_ = nullptr;
-    PinnedMemory staging_;  // of KV blocks on their way
+    PinnedMemory host_memory_;  // KV blocks that steps swap with
+    PinnedMemory staging_;      // KV blocks on their way to and from anywhere else
     std::vector<std::unique_ptr<Flight>> flights_;
     uint64_t tickets_ = 0;
     std::map<StepSize, void*> graphs_;  // null: seen once, not captured yet

@@ -25,7 +25,7 @@ int bucket_rows(int x) { return x <= 8 ? power_of_two(x) : static_cast<int>(roun
 
 int Program::submit(const di_step& step, uint64_t* ticket, Why why) {
     if (broken_) return why.fail(DI_EDEAD, "the GPU failed in an earlier step; load the model again");
-    const StepLimits limits{desc_.max_tokens, desc_.max_seqs, 2 * desc_.max_seqs, desc_.kv};
+    const StepLimits limits{desc_.max_tokens, desc_.max_seqs, 2 * desc_.max_seqs, desc_.host_blocks, desc_.kv};
     if (const int bad = check_step(step, limits, why)) return bad;
     const ContextScope scope(driver(), device_->context);
     Flight& flight = *flights_[tickets_ % kStepsInFlight];
@@ -38,10 +38,8 @@ int Program::submit(const di_step& step, uint64_t* ticket, Why why) {
     flight.flying = true;
     flight.step = step;
     flight.ticket = *ticket = ++tickets_;
-    for (int i = 0; i < step.n_clear; ++i) {
-        const auto block = static_cast<size_t>(step.clear_blocks[i]);
-        if (!touched_[block]) touched_[block] = true, ++blocks_touched_;
-    }
+    for (int i = 0; i < step.n_clear; ++i) touch(step.clear_blocks[i]);
+    for (int i = 0; i < step.n_swap_in; ++i) touch(step.swap_in[2 * i]);
     return DI_OK;
 }
 
@@ -58,6 +56,11 @@ int Program::wait(uint64_t ticket, Why why) {
 int Program::fail(int status) {
     broken_ |= status == DI_EDEAD;
     return status;
+}
+
+void Program::touch(int block) {
+    const auto at = static_cast<size_t>(block);
+    if (!touched_[at]) touched_[at] = true, ++blocks_touched_;
 }
 
 // ---- before the launch ----
@@ -153,11 +156,30 @@ int Program::reserve(size_t block_bytes, size_t lists_bytes, Flight* flight, Why
     return DI_OK;
 }
 
+// Copies of blocks to and from the host run on their own stream, beside the steps in flight, which use none of these
+// blocks. This step waits for them.
+int Program::swap(const di_step& step, Why why) {
+    if (step.n_swap_out == 0 && step.n_swap_in == 0) return DI_OK;
+    const Driver& d = driver();
+    const auto size = static_cast<size_t>(pool_.block_bytes);
+    const auto block = [&](const int32_t* swap) { return kv_memory_.at() + size * static_cast<size_t>(swap[0]); };
+    const auto host = [&](const int32_t* swap) { return host_memory_.data() + size * static_cast<size_t>(swap[1]); };
+    int result = 0;
+    for (const int32_t* at = step.swap_out; !result && at < step.swap_out + 2 * step.n_swap_out; at += 2)
+        result = d.cuMemcpyDtoHAsync_v2(host(at), block(at), size, copy_stream_);
+    for (const int32_t* at = step.swap_in; !result && at < step.swap_in + 2 * step.n_swap_in; at += 2)
+        result = d.cuMemcpyHtoDAsync_v2(block(at), host(at), size, copy_stream_);
+    if (!result) result = d.cuEventRecord(order_, copy_stream_);
+    if (!result) result = d.cuStreamWaitEvent(stream_, order_, 0);
+    return d.check(result, why, "copying KV blocks");
+}
+
 // ---- the launch ----
 
 int Program::execute(const di_step& step, const StepSize& size, Flight* flight, Why why) {
     const Driver& d = driver();
     if (const int bad = d.check(d.cuEventRecord(flight->begin, stream_), why, "an event")) return bad;
+    if (const int bad = swap(step, why)) return bad;
     if (const int bad = Launcher(*this, step, size, why).clear_blocks()) return bad;
     if (const int bad = is_captured(step) ? run_captured(step, size, why) : run(step, size, why)) return bad;
     if (const int bad = collect(step, flight, why)) return bad;

@@ -99,7 +99,7 @@ def open_engine(
     if context > most:
         raise RequestError(f"{source.name} has a context of {most} tokens, these workloads need {context}; use --only")
     weight_dtype = dtype_for(options.dtype, source.stored)
-    device = open_device("cpu", threads=options.threads)
+    device = open_device("cpu", threads=options.threads, isa=options.isa)
     stack.callback(device.close)
     kv_dtype = kv_dtype_for(options.kv_cache, weight_dtype)
     block_bytes = kv_block_bytes(source.config, device.info, kv_dtype)

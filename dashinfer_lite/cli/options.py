@@ -33,6 +33,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_model_option(group)
     add_type_options(group)
     add_run_options(group)
+    group.add_argument(
+        "--host-kv-memory",
+        default="0",
+        metavar="SIZE",
+        help="host memory for cached prefixes that leave the device (default: 0; not for the CPU)",
+    )
 
 
 def add_run_options(group: Arguments) -> None:
@@ -80,7 +86,8 @@ def load(args: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> 
     """Load the model with a progress bar on a terminal; CancelledError once it must not `go_on`."""
     from dashinfer_lite import LLM
 
-    names = ("device", "dtype", "quant", "head", "kv_cache", "kv_memory", "threads", "max_context", "max_batch")
+    names = ["device", "dtype", "quant", "head", "kv_cache", "kv_memory", "host_kv_memory"]
+    names += ["threads", "max_context", "max_batch"]
     begin = time.perf_counter()
     with ProgressBar("loading") as progress:
 

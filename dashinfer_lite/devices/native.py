@@ -54,7 +54,7 @@ class NativeExecutable:
                 code.weights,
                 code.n_body,
                 code.n_tail,
-                (kv.layers, kv.heads, kv.head_size, kv.block_tokens, kv.blocks),
+                (kv.layers, kv.heads, kv.head_size, kv.block_tokens, kv.blocks, kv.host_blocks),
                 DTYPES[kv.dtype],
                 program.arena_bytes,
                 limits.max_tokens,

@@ -74,6 +74,8 @@ class ReferenceExecutable:
         self.kv: Floats = np.zeros((kv.blocks, kv.layers, 2, kv.heads, kv.block_tokens, kv.head_size), np.float32)
         # The scale of each of those heads where the cache is quantized.
         self.kv_scales: Floats = np.zeros(self.kv.shape[:-1] if kv.is_quantized else (kv.blocks, 0), np.float32)
+        self.host_kv = np.full((kv.host_blocks, *self.kv.shape[1:]), np.nan, np.float32)
+        self.host_kv_scales = np.full((kv.host_blocks, *self.kv_scales.shape[1:]), np.nan, np.float32)
         # Two bytes of the arena are one fp32 number here, so a 16-bit activation just fits its place.
         self.arena: Floats = np.full(program.arena_bytes // 2, np.nan, np.float32)
         self.last_token = np.zeros(2 * program.limits.max_seqs, np.int32)
@@ -140,6 +142,7 @@ class ReferenceExecutable:
         if not self._open:
             raise DeviceError("the program is closed")
         self._check(step)
+        self._swap(step)
         self.kv[step.clear_blocks[: step.n_clear]] = 0
         self.kv_scales[step.clear_blocks[: step.n_clear]] = 0
         self._touched.update(step.clear_blocks[: step.n_clear].tolist())
@@ -158,6 +161,13 @@ class ReferenceExecutable:
         if not 0 < ticket <= self._tickets:
             raise DeviceError(f"ticket {ticket} was never given out")
 
+    def _swap(self, step: Step) -> None:
+        for block, host in step.swap_out:
+            self.host_kv[host], self.host_kv_scales[host] = self.kv[block], self.kv_scales[block]
+        for block, host in step.swap_in:
+            self.kv[block], self.kv_scales[block] = self.host_kv[host], self.host_kv_scales[host]
+        self._touched.update(step.swap_in[:, 0].tolist())
+
     def _check(self, step: Step) -> None:
         limits, kv = self.program.limits, self.program.kv
         offsets = step.q_offset[: step.B + 1]
@@ -172,6 +182,9 @@ class ReferenceExecutable:
                 raise DeviceError(f"step: sequence {b} has no valid block for each of its {length} tokens")
         if (step.tokens[: step.T] < -len(self.last_token)).any():
             raise DeviceError("step: a token refers to a sequence slot that does not exist")
+        for swaps in (step.swap_out, step.swap_in):
+            if ((swaps < 0) | (swaps >= (kv.blocks, kv.host_blocks))).any():
+                raise DeviceError("step: swapped block does not exist")
         rows = step.logit_row[: step.R]
         if ((rows < 0) | (rows >= step.T)).any() or (step.sample["slot"][: step.R] >= len(self.last_token)).any():
             raise DeviceError("step: a logit row is out of range")
@@ -215,7 +228,7 @@ class ReferenceExecutable:
         self._open = False
         self.weights = []
         self.quantized = {}
-        self.kv = self.kv_scales = self.arena = np.zeros(0, np.float32)
+        self.kv = self.kv_scales = self.host_kv = self.host_kv_scales = self.arena = np.zeros(0, np.float32)
 
     def slot(self, at: int, rows: int) -> Any:
         """The arena memory of a slot's first rows: fp32, or the int8 planes of a quantized value as int16."""

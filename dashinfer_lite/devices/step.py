@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 HIDDEN = 2  # di_sample.flags: the row's hidden state is wanted, and no token
 RAW_LOGPROB = 1  # di_sample.flags: report logprob, rank and the best alternatives of the raw distribution
 STATUS_OK, STATUS_NAN, STATUS_EMPTY = 0, 1, 2
+NO_SWAPS = np.zeros((0, 2), np.int32)
 
 SAMPLE_DTYPE = np.dtype(
     [
@@ -78,6 +79,8 @@ class Step:
         self.logit_row = np.zeros(rows, np.int32)
         self.sample = np.zeros(rows, SAMPLE_DTYPE)
         self.clear_blocks = np.zeros(seqs * max_blocks if seqs * max_blocks < 1 << 20 else 1 << 20, np.int32)
+        self.swap_out = NO_SWAPS  # [n, 2] int32 (block, host block): copied out before the step, and
+        self.swap_in = NO_SWAPS  # [n, 2] then in, before blocks are cleared; made anew for a step that swaps
         self.external_row = np.zeros(tokens, np.int32)
         self.external: np.ndarray | None = None  # [n_external, H] fp32
         self.out_token = np.zeros(rows, np.int32)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dashinfer_lite.devices.step import Step
+from dashinfer_lite.devices.step import NO_SWAPS, Step
 from dashinfer_lite.engine.draw import pool_record, score_record
 
 if TYPE_CHECKING:
+    from dashinfer_lite.engine.host_blocks import Swap
     from dashinfer_lite.engine.scheduler import Chunk
     from dashinfer_lite.engine.sequence import Sequence
     from dashinfer_lite.graph.program import Limits
@@ -63,8 +64,11 @@ class Batch:
         self._history_len = sample["history_len"]
         self._banned_ids, self._n_banned = sample["banned_ids"], sample["n_banned"]
 
-    def fill(self, plan: list[Chunk]) -> None:
-        """Write a step that computes the plan's chunks, which are already counted as computed."""
+    def fill(self, plan: list[Chunk], swaps_out: list[Swap]) -> None:
+        """Write a step that computes the plan's chunks, which are already counted as computed.
+
+        `swaps_out` are copied to host memory before.
+        """
         step = self.step
         self.plan = plan
         self._rows.clear()
@@ -72,6 +76,8 @@ class Batch:
         step.keep.clear()
         step.out_hidden = None
         step.B, step.n_clear = len(plan), 0
+        step.swap_out = _swaps(swaps_out)
+        step.swap_in = _swaps([swap for chunk in plan for swap in chunk.swaps])
         end = 0
         for b, chunk in enumerate(plan):
             first, end = end, end + chunk.count
@@ -200,3 +206,7 @@ class Batch:
             step.keep.append(banned)
             self._banned_ids[row] = banned.ctypes.data
             self._n_banned[row] = len(banned)
+
+
+def _swaps(swaps: list[Swap]) -> np.ndarray:
+    return np.array(swaps, np.int32) if swaps else NO_SWAPS

@@ -51,7 +51,7 @@ class Core:
         """`dequeued` is called once for each request, when its first step is planned or it ends before that."""
         limits = program.limits
         self.counters = Counters()
-        self.kv = KvCache(program.kv.blocks, program.kv.block_tokens, prefix_cache)
+        self.kv = KvCache(program.kv.blocks, program.kv.block_tokens, prefix_cache, program.kv.host_blocks)
         self.scheduler = Scheduler(self.kv, limits.max_tokens, limits.max_seqs)
         self._executable = executable
         self._dequeued = dequeued
@@ -121,14 +121,17 @@ class Core:
                 request.begin(chunk.seq.cached_tokens)
                 self._dequeued()
         batch = self._batches.pop()
-        batch.fill(plan)
         number = self.counters.steps
+        batch.fill(plan, self.kv.begin_step(number))
         self.counters.steps += 1
         self.counters.computed_tokens += batch.step.T
+        self.counters.kv_blocks_swapped_out += len(batch.step.swap_out)
+        self.counters.kv_blocks_swapped_in += len(batch.step.swap_in)
         try:
             ticket = self._executable.submit(batch.step)
         except Exception as error:
             self._batches.append(batch)
+            self.kv.step_failed(number)
             self._fail_step(plan, error)
             return
         for chunk in plan:
@@ -142,6 +145,7 @@ class Core:
         try:
             self._executable.wait(flight.ticket)
         except Exception as error:
+            self.kv.step_failed(flight.number)
             self.kv.step_done(flight.number)
             self._fail_step(batch.plan, error)
             return

@@ -201,10 +201,13 @@ class Engine:
             waiting=len(scheduler.waiting),
             prefix_queried_tokens=kv.queried_tokens,
             prefix_hit_tokens=kv.hit_tokens,
+            prefix_host_hit_tokens=kv.host_hit_tokens,
             kv_block_tokens=kv.block_tokens,
             kv_blocks=kv.allocator.blocks,
             kv_blocks_used=kv.allocator.used,
             kv_blocks_cached=kv.allocator.kept,
+            kv_host_blocks=kv.host.blocks,
+            kv_host_blocks_used=kv.host.used,
         )
 
     @property

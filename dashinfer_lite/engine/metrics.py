@@ -16,6 +16,8 @@ class Counters:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     computed_tokens: int = 0  # rows of steps: prompt and generated tokens without those from the prefix cache
+    kv_blocks_swapped_out: int = 0  # copied to host memory when they were evicted
+    kv_blocks_swapped_in: int = 0  # and back when their text was asked for again
     steps: int = 0
     turns: int = 0  # times the owner looked for work; an idle engine takes none
 

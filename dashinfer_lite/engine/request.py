@@ -142,22 +142,24 @@ class Request:
             error=None if error is None else str(error),
         )
 
-    async def changed(self, version: int) -> None:
-        """Wait until something has changed since `version`."""
+    async def changed(self, version: int, timeout_s: float | None = None) -> bool:
+        """Wait until something has changed since `version`; False where nothing has within `timeout_s`."""
         self._host.check_process()
         loop = asyncio.get_running_loop()
         waiter = (loop, loop.create_future())
         with self._changed:
             if self._version != version:
-                return
+                return True
             self._waiters.append(waiter)
+        timer = None if timeout_s is None else loop.call_later(timeout_s, _wake, waiter[1])
         try:
             await waiter[1]
-        except asyncio.CancelledError:
-            with self._changed:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
-            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if self._version == version:  # cancelled, or too late
+                self._forget(waiter)
+        return self._version != version
 
     def cancel(self) -> None:
         """End the request within one step; what it has generated stays readable. No effect once it is done."""
@@ -210,6 +212,11 @@ class Request:
         self.notify()
 
     # ---------------------------------------------------------------------------------------------------- inside --
+
+    def _forget(self, waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]) -> None:
+        with self._changed:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
 
     def _since_submission(self, moment: float | None) -> float | None:
         return None if moment is None else moment - self._submitted_s

@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dashinfer_lite.engine.host_blocks import Swap
     from dashinfer_lite.engine.kv_cache import KvCache
     from dashinfer_lite.engine.sequence import Sequence
 
@@ -14,15 +15,19 @@ _order = attrgetter("order")
 
 
 class Chunk:
-    """The tokens [start, start + count) of a sequence in one step, with the blocks handed out for them."""
+    """The tokens [start, start + count) of a sequence in one step, with the blocks handed out for them.
 
-    __slots__ = ("count", "draws", "epoch", "fresh", "seq", "start")
+    `swaps` bring back the blocks before `start` that are in host memory.
+    """
 
-    def __init__(self, seq: Sequence, count: int, fresh: list[int]) -> None:
+    __slots__ = ("count", "draws", "epoch", "fresh", "seq", "start", "swaps")
+
+    def __init__(self, seq: Sequence, count: int, fresh: list[int], swaps: list[Swap]) -> None:
         self.seq = seq
         self.start = seq.computed
         self.count = count
         self.fresh = fresh
+        self.swaps = swaps
         self.draws = self.start + count == seq.total  # it has caught up, so its next token is drawn
         self.epoch = seq.epoch
 
@@ -103,21 +108,24 @@ class Scheduler:
             if self._refused == (seq.order, self._kv.available):
                 return
             # Room for all that is known of it, lest it be preempted before it gets anywhere.
-            if not self._kv.attach_prefix(seq):
+            swaps = self._kv.attach_prefix(seq)
+            if swaps is None:
                 self._refused = (seq.order, self._kv.available)
                 return
             if not seq.started:
                 seq.started = True
-                self._kv.count_query(seq)
+                self._kv.count_query(seq, len(swaps))
             del self.waiting[0]
             seq.slot = self._slots.pop()
             insort(self.running, seq, key=_order)
             count = min(seq.total - seq.computed, self._budget)
-            self._plan(seq, count, self._kv.blocks_for(seq.computed + count) - len(seq.blocks), plan)
+            self._plan(seq, count, self._kv.blocks_for(seq.computed + count) - len(seq.blocks), plan, swaps)
 
-    def _plan(self, seq: Sequence, count: int, blocks: int, plan: dict[Sequence, Chunk]) -> None:
+    def _plan(
+        self, seq: Sequence, count: int, blocks: int, plan: dict[Sequence, Chunk], swaps: list[Swap] | None = None
+    ) -> None:
         self._budget -= count
-        plan[seq] = Chunk(seq, count, self._kv.extend(seq, blocks) if blocks else [])
+        plan[seq] = Chunk(seq, count, self._kv.extend(seq, blocks) if blocks else [], swaps or [])
 
     def _make_room(self, seq: Sequence, blocks: int, plan: dict[Sequence, Chunk]) -> bool:
         """Preempt from the last in order until so many blocks are available; False: `seq` cannot go on in this step."""

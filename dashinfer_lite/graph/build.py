@@ -28,12 +28,13 @@ def build(
     block_tokens: int = 32,
     passes: Iterable[str] | None = None,
     quant: QuantPolicy | None = None,
+    host_blocks: int = 0,
 ) -> Program:
     """Records `model_fn(graph, config)`, runs the passes and lowers the result for the device.
 
     `dtype` is the type of the matrices that `quant` does not quantize, `kv_dtype` (a key of KV_BITS) that of the cache
-    of `blocks` blocks of `block_tokens` tokens. `passes` names those to run; None: those that DASHINFER_PASSES says,
-    normally all.
+    of `blocks` blocks of `block_tokens` tokens, with `host_blocks` more in host memory. `passes` names those to run;
+    None: those that DASHINFER_PASSES says, normally all.
     """
     if kv_dtype not in KV_BITS:
         raise ValueError(f"the KV cache cannot be {kv_dtype!r}; it is one of {', '.join(KV_BITS)}")
@@ -41,4 +42,7 @@ def build(
     model_fn(graph, config)
     trace = run_passes(annotate(graph.trace(), quant), select_passes(passes))
     layout = Layout(info.col_align, info.head_align)
-    return lower(trace, layout, dtype=dtype, kv_dtype=kv_dtype, limits=limits, blocks=blocks, block_tokens=block_tokens)
+    return lower(
+        trace, layout, dtype=dtype, kv_dtype=kv_dtype, limits=limits, blocks=blocks, block_tokens=block_tokens,
+        host_blocks=host_blocks,
+    )  # fmt: skip

@@ -28,6 +28,7 @@ def lower(
     limits: Limits,
     blocks: int,
     block_tokens: int,
+    host_blocks: int = 0,
 ) -> Program:
     """Returns the program of a trace for a device that pads as `layout` says; matrices are kept as `dtype`."""
     limits = replace(limits, experts_per_token=trace.experts_per_token)
@@ -38,7 +39,7 @@ def lower(
         for nodes in (planned.body, planned.tail)
     )
     tables = [node for node in trace.nodes if node.op == "rope_table"]
-    kv = KvSpec(trace.kv.layers, trace.kv.heads, trace.kv.head_size, kv_dtype, block_tokens, blocks)
+    kv = KvSpec(trace.kv.layers, trace.kv.heads, trace.kv.head_size, kv_dtype, block_tokens, blocks, host_blocks)
     return Program(
         planned.slots,
         body,

@@ -105,7 +105,10 @@ class Instr:
 
 @dataclass(frozen=True, slots=True)
 class KvSpec:
-    """The KV cache a program needs; `head_size` is the model's, unpadded."""
+    """The KV cache a program needs; `head_size` is the model's, unpadded.
+
+    `host_blocks` hold copies of blocks in host memory, on devices whose own memory is another one.
+    """
 
     layers: int
     heads: int
@@ -113,6 +116,7 @@ class KvSpec:
     dtype: DType
     block_tokens: int
     blocks: int
+    host_blocks: int = 0
 
     @property
     def is_quantized(self) -> bool:

@@ -148,7 +148,7 @@ typedef struct di_program_desc {
     int64_t arena_bytes;
     int32_t max_tokens, tail_rows, max_seqs, max_logprobs;
     int32_t experts_per_token;      /* k; 0 where there are no experts. Descriptions without this field end before it */
-    int32_t reserved;
+    int32_t host_blocks;            /* KV blocks in host memory, for swaps; a device of unified memory refuses any */
 } di_program_desc;
 
 /* ------------------------------------------------------------------------------------------------------------- step -- */
@@ -207,7 +207,14 @@ typedef struct di_step {
     float *out_top_logprobs;        /* [R][max_logprobs] */
     float *out_logits;              /* [R][V] or NULL */
     float *out_hidden;              /* [R][H] or NULL: what the head multiplies, the last norm's rows */
+    int32_t n_swap_out;             /* first of all, blocks are copied to host blocks */
+    const int32_t *swap_out;        /* [n_swap_out][2] block, host block */
+    int32_t n_swap_in;              /* then others are filled from host blocks, and only then blocks are cleared */
+    const int32_t *swap_in;         /* [n_swap_in][2] block, host block */
 } di_step;
+
+/* Swaps happen as if steps ran one after the other. No step in flight reads, writes or clears a block that a later one swaps, so
+ * copies may run beside the steps before theirs, in the order of submission. Where a copy fails, its step fails. */
 
 /* A row that is not OK still leaves some valid token as its slot's last one: the next step may be in flight already. */
 typedef enum { DI_SAMPLE_OK = 0, DI_SAMPLE_NAN = 1, DI_SAMPLE_EMPTY = 2 } di_sample_status;

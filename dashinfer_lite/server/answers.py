@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
 from dashinfer_lite.server.errors import ApiError
@@ -46,10 +45,7 @@ async def deltas(request: Request, ping_s: float) -> AsyncIterator[Delta | None]
             if is_done:
                 check_end(request)
                 return
-            try:
-                async with asyncio.timeout(ping_s):
-                    await request.changed(version)
-            except TimeoutError:
+            if not await request.changed(version, ping_s):
                 yield PING
     finally:
         request.cancel()

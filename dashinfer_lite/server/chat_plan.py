@@ -11,7 +11,7 @@ from dashinfer_lite.server.errors import invalid
 from dashinfer_lite.server.protocol.chat import ChosenTool
 from dashinfer_lite.server.sampling import sampling_params, submit_options
 from dashinfer_lite.server.structure import guided_of
-from dashinfer_lite.server.text import check_variables, encode, plain_message
+from dashinfer_lite.server.text import check_variables, encode_chat
 
 if TYPE_CHECKING:
     from dashinfer_lite.engine.request import Request
@@ -72,13 +72,7 @@ def _plan(llm: LLM, body: ChatRequest, params: SamplingParams) -> ChatPlan:
         body.parallel_tool_calls is not False,
         **variables,
     )
-    text = llm.render_chat(
-        [plain_message(message) for message in body.messages],
-        add_generation_prompt=body.add_generation_prompt is not False,
-        **tools.template,
-        **variables,
-    )
-    ids = encode(llm, text, False, "messages")
+    text, ids = encode_chat(llm, body.messages, body.add_generation_prompt is not False, **tools.template, **variables)
     params = tools.params(params)
     llm.prepare(params)
     return ChatPlan(text, ids, params, submit_options(body), tools)

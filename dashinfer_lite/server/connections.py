@@ -1,14 +1,18 @@
-"""uvicorn's connections with three more limits: slow or endless headers, and readers that do not read."""
+"""uvicorn's connections with three more limits: slow or endless headers, and readers that do not read. Their ends."""
 
 from __future__ import annotations
 
 import asyncio
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from uvicorn.server import ServerState
 
 HEADER_TIMEOUT_S: Final = 10.0
 WRITE_TIMEOUT_S: Final = 30.0
+_CLOSING_TURNS: Final = 200
 MAX_HEADER_BYTES: Final = 96 << 10  # of a request on its way; what has arrived is held to Settings.max_headers
 
 
@@ -96,6 +100,21 @@ def limited_protocol(
                 timer.cancel()
 
     return LimitedProtocol
+
+
+def drop_all(state: ServerState) -> None:
+    """Close all connections now, whatever is still to be written."""
+    for connection in list(state.connections):
+        connection.transport.abort()
+
+
+async def close_all(state: ServerState) -> None:
+    """Drop all connections and wait until they and their tasks are gone: an event loop must not close before them."""
+    drop_all(state)
+    for _ in range(_CLOSING_TURNS):
+        if not state.connections and not state.tasks:
+            return
+        await asyncio.sleep(0.01)
 
 
 def _protocol(base: str | None) -> type:

@@ -76,9 +76,7 @@ def as_api_error(error: Exception, folder: str = "") -> ApiError:
         message = str(error).replace(f"{folder}: ", "").replace(folder, "the model") if folder else str(error)
         return invalid(message, param=_named_param(message), code=_code(message))
     if isinstance(error, CapacityError):
-        return ApiError(
-            429, "the queue is full; try again later", code="server_overloaded", headers={"Retry-After": "1"}
-        )
+        return ApiError(429, str(error), code="server_overloaded", headers={"Retry-After": "1"})
     if isinstance(error, CancelledError):
         return ApiError(503, "the request was cancelled by the server", code="cancelled")
     number = secrets.token_hex(6)

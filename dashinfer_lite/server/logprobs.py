@@ -38,5 +38,5 @@ def chat_logprobs(service: Service, tokens: Sequence[Token], most: int) -> ChatL
 
 
 def _bytes(service: Service, token: int) -> list[int] | None:
-    data = service.llm.tokenizer.token_bytes(token)
+    data = service.tokenizer.token_bytes(token)
     return None if data is None else list(data)

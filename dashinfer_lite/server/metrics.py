@@ -90,12 +90,16 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         engine = self._llm.engine.metrics()
-        blocks = engine["kv_blocks"]
+        blocks, host_blocks = engine["kv_blocks"], max(1, engine["kv_host_blocks"])
         gauges = {
             "num_requests_running": ("Sequences that are computed.", engine["running"]),
             "num_requests_waiting": ("Requests that wait to be computed.", engine["waiting"]),
             "kv_cache_usage_perc": ("Share of the KV blocks in use, 0 to 1.", engine["kv_blocks_used"] / blocks),
             "kv_cache_cached_perc": ("Share of the KV blocks kept for prefixes.", engine["kv_blocks_cached"] / blocks),
+            "host_kv_cache_usage_perc": (
+                "Share of the host's KV blocks that hold prefixes.",
+                engine["kv_host_blocks_used"] / host_blocks,
+            ),
             "queued_prompt_tokens": ("Prompt tokens that wait.", self._room.backlog()),
             "prefill_tokens_per_second": ("Measured while requests wait.", self._room.rate.tokens_per_s or 0.0),
         }
@@ -105,6 +109,9 @@ class _EngineCollector(Collector):
             "computed_tokens": ("Prompt and generated tokens that were computed.", engine["computed_tokens"]),
             "prefix_cache_queries": ("Prompt tokens looked up in the prefix cache.", engine["prefix_queried_tokens"]),
             "prefix_cache_hits": ("Prompt tokens found there.", engine["prefix_hit_tokens"]),
+            "prefix_cache_host_hits": ("Of these, tokens from host memory.", engine["prefix_host_hit_tokens"]),
+            "kv_blocks_swapped_out": ("KV blocks copied to host memory.", engine["kv_blocks_swapped_out"]),
+            "kv_blocks_swapped_in": ("KV blocks copied back.", engine["kv_blocks_swapped_in"]),
             "num_preemptions": ("Sequences that made room and came back.", engine["preemptions"]),
             "engine_steps": ("Steps.", engine["steps"]),
         }

@@ -65,19 +65,26 @@ class WaitingRoom:
     @contextmanager
     def preparation(self) -> Iterator[None]:
         """Holds a place while a prompt is put together; ApiError 429 where there is none."""
-        self._check_number()
+        self.check_number()
         self._preparing += 1
         try:
             yield
         finally:
             self._preparing -= 1
 
+    def check_number(self) -> None:
+        """ApiError 429 where too many wait."""
+        self._let_go()
+        waiting = len(self._waiting) + self._preparing
+        if waiting >= self._max_requests:
+            raise self._full("requests", f"{waiting} requests wait already")
+
     def admit(self, tokens: int) -> None:
         """ApiError 429 where a prompt of so many tokens would wait among too many. Who comes alone always gets in."""
         backlog = self.backlog()
         if not backlog:
             return
-        self._check_number()
+        self.check_number()
         if backlog + tokens > self._max_tokens:
             raise self._full("tokens", f"{backlog} prompt tokens wait already")
         rate = self.rate.tokens_per_s
@@ -108,12 +115,6 @@ class WaitingRoom:
         self._waiting = still
         for left_s, entered_s, tokens in sorted(left):
             self.rate.left(entered_s, left_s, tokens)
-
-    def _check_number(self) -> None:
-        self._let_go()
-        waiting = len(self._waiting) + self._preparing
-        if waiting >= self._max_requests:
-            raise self._full("requests", f"{waiting} requests wait already")
 
     def _full(self, reason: str, why: str) -> ApiError:
         self.refused[reason] += 1

@@ -50,12 +50,6 @@ class ResponseItems:
             yield from self._text("", [])
         yield from self._close(status)
 
-    @property
-    def reasoning(self) -> str:
-        """All thoughts."""
-        found = [item for item in (*self.done, self._open) if isinstance(item, OutputReasoning)]
-        return "".join(part.text for item in found for part in item.content)
-
     def _text(self, text: str, logprobs: list[TokenLogprob]) -> Iterator[Fields]:
         item = self._open
         if not isinstance(item, OutputMessage):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 
 from dashinfer_lite.errors import CancelledError
-from dashinfer_lite.server.connections import limited_protocol
+from dashinfer_lite.server.connections import close_all, drop_all, limited_protocol
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dashinfer_lite.server")
 
-LAST_WORDS_S: Final = 5  # for telling clients that their requests were cancelled
+LAST_WORDS_S: Final = 2  # for telling clients that their requests were cancelled
+LAST_RESORT_S: Final = 30  # then uvicorn cancels whatever goes on without a connection
 
 # Loads the model; it asks now and then whether to go on.
 Load = Callable[[Callable[[], bool]], "LLM"]
@@ -86,7 +87,7 @@ class _Server(uvicorn.Server):
             access_log=access_log,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=drain_s + LAST_WORDS_S,
+            timeout_graceful_shutdown=drain_s + LAST_RESORT_S,
         )
         super().__init__(config)
         self.service: Service = app.state.service
@@ -112,14 +113,21 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     def _drop_connections(self) -> None:
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
+        drop_all(self.server_state)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("draining: %d connections", len(self.server_state.connections))
-        patience = asyncio.get_running_loop().call_later(self._drain_s, self.service.abort)
+        loop = asyncio.get_running_loop()
+        timers = [
+            loop.call_later(self._drain_s, self.service.abort),
+            loop.call_later(self._drain_s + LAST_WORDS_S, self._drop_connections),  # nobody has to read them
+        ]
         await super().shutdown(sockets)
-        patience.cancel()
+        for timer in timers:
+            timer.cancel()
+        await close_all(self.server_state)
+        if self.force_exit:  # then uvicorn leaves it out
+            await self.lifespan.shutdown()
 
 
 def _load(server: _Server, load: Load, on_ready: Callable[[LLM], object], failures: list[Exception]) -> None:

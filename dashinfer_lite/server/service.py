@@ -6,9 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dashinfer_lite.errors import CapacityError, DashInferError
+from dashinfer_lite.guided import Guided
+from dashinfer_lite.sampling_params import SamplingParams
 from dashinfer_lite.server.errors import ApiError
 from dashinfer_lite.server.metrics import Metrics
 from dashinfer_lite.server.overload import WaitingRoom
@@ -17,13 +20,15 @@ if TYPE_CHECKING:
     from dashinfer_lite.engine.pooling import Kind as Pooling
     from dashinfer_lite.engine.request import Request
     from dashinfer_lite.llm import LLM
-    from dashinfer_lite.sampling_params import SamplingParams
     from dashinfer_lite.server.settings import Settings
+    from dashinfer_lite.text import Tokenizer
 
 T = TypeVar("T")
 
 PREPARERS = 2  # threads that render and tokenize; a hostile template can keep one of them busy for a few seconds
 STALL_S = 60.0
+# Reading the vocabulary for it makes Python stand still for half a second, which nobody's stream should wait for.
+FIRST_GRAMMAR = SamplingParams(guided=Guided(json_object=True))
 
 
 class Service:
@@ -39,23 +44,27 @@ class Service:
         self.failure: str | None = None
         self.folder = ""  # the model's, which no client must see
         self.generation_defaults: dict[str, Any] = {}
+        self.tokenizer: Tokenizer
         self._llm: LLM | None = None
         self._unmeasured: list[Request] = []
         self._pool = ThreadPoolExecutor(PREPARERS, thread_name_prefix="dashinfer-prepare")
         self._progress = (-1, 0.0)  # the engine's steps when they last changed, and when that was
 
     def open(self, llm: LLM) -> None:
-        """Serve this model from now on; any thread may call it."""
+        """Serve this model from now on; any thread may call it. ModelError where the folder has no tokenizer."""
         settings, info = self.settings, llm.info
         self.room = WaitingRoom(
             settings.max_waiting or 4 * info["max_batch"],
             settings.max_waiting_tokens or 4 * info["kv_tokens"],
             settings.max_wait_s,
         )
+        self.tokenizer = llm.tokenizer
         self.metrics.watch(llm, self.room)
         self.folder = info["model"]
         if settings.generation_defaults:
             self.generation_defaults = llm.generation_defaults
+        with suppress(DashInferError):  # whoever asks for a structure is told then what is missing
+            llm.prepare(FIRST_GRAMMAR)
         self._llm = llm
 
     def drain(self) -> None:

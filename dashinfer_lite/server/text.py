@@ -12,7 +12,6 @@ from dashinfer_lite.server.errors import invalid
 if TYPE_CHECKING:
     from dashinfer_lite.llm import LLM
     from dashinfer_lite.server.protocol.chat import Message
-    from dashinfer_lite.server.protocol.tokens import TokenizeRequest
 
 MAX_TOKEN_CHARS: Final = 256  # no known vocabulary has longer tokens
 
@@ -24,13 +23,18 @@ RESERVED: Final = frozenset(
 
 def encode(llm: LLM, text: str, add_special_tokens: bool, param: str) -> list[int]:
     """The ids of a text; ApiError before any work for one that could never fit."""
-    if len(text) > MAX_TOKEN_CHARS * llm.engine.max_context:
+    check_length(llm, len(text), param)
+    return llm.tokenizer.encode(text, add_special_tokens)
+
+
+def check_length(llm: LLM, characters: int, param: str) -> None:
+    """ApiError for a text that has more characters than a full context of the longest tokens."""
+    if characters > MAX_TOKEN_CHARS * llm.engine.max_context:
         raise invalid(
-            f"{param} has {len(text)} characters; the context has {llm.engine.max_context} tokens",
+            f"{param} has {characters} characters; the context has {llm.engine.max_context} tokens",
             param=param,
             code="context_length_exceeded",
         )
-    return llm.tokenizer.encode(text, add_special_tokens)
 
 
 def list_prompts(prompts: str | Sequence[Any], most: int, param: str) -> list[str | list[int]]:
@@ -58,17 +62,13 @@ def encode_prompts(
     return ids
 
 
-def encode_chat(llm: LLM, body: TokenizeRequest) -> list[int]:
-    """The ids of a conversation in the model's chat format."""
-    variables = body.chat_template_kwargs or {}
-    check_variables(variables)
-    text = llm.render_chat(
-        [plain_message(message) for message in body.messages or ()],
-        tools=[msgspec.to_builtins(tool) for tool in body.tools] if body.tools else None,
-        add_generation_prompt=body.add_generation_prompt is not False,
-        **variables,
-    )
-    return encode(llm, text, False, "messages")
+def encode_chat(
+    llm: LLM, messages: Sequence[Message], add_generation_prompt: bool, **template: Any
+) -> tuple[str, list[int]]:
+    """The text and the ids of a conversation in the model's chat format."""
+    plain = [plain_message(message) for message in messages]
+    check_length(llm, sum(_length(message["content"]) for message in plain), "messages")
+    return llm.chat_prompt(plain, add_generation_prompt=add_generation_prompt, **template)
 
 
 def check_variables(variables: Mapping[str, Any]) -> None:
@@ -98,6 +98,12 @@ def plain_message(message: Message) -> dict[str, Any]:
             for call in message.tool_calls
         ]
     return plain
+
+
+def _length(content: str | list[dict[str, str]] | None) -> int:
+    if content is None or isinstance(content, str):
+        return len(content or "")
+    return sum(len(part["text"]) for part in content)
 
 
 def _arguments(text: str) -> Any:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dashinfer_lite.graph.program import DType, Part, Program, WeightSpec
     from dashinfer_lite.weights.reader import WeightReader
 
-CHUNK_BYTES: Final = 8 << 20
+CHUNK_BYTES: Final = 4 << 20  # smaller ones cost Python time, larger ones fall out of the cache before they are packed
 IN_FLIGHT_BYTES: Final = 64 << 20  # over all threads
 ROW_STEP: Final = 32
 MAX_LISTED: Final = 12
@@ -178,7 +178,9 @@ def _chunks(program: Program, reader: WeightReader, col_align: int, chunk_bytes:
         row_bytes = max(
             (reader.info(part.name).nbytes // reader.info(part.name).shape[0] for part in spec.parts), default=1
         )
-        rows = max(int(chunk_bytes // max(row_bytes, 1) // step * step), int(step))
+        # Codes are read and packed as bytes, though their tensor is shown as the fp32 numbers that they stand for.
+        read_bytes = row_bytes // 4 if isinstance(reader, QuantizedReader) and is_stored(spec, reader) else row_bytes
+        rows = max(int(chunk_bytes // max(read_bytes, 1) // step * step), int(step))
         for row0 in range(0, spec.n, rows):
             row1 = min(row0 + rows, spec.n)
             yield _Chunk(at, row0, row1, int((spec.part_index[row0:row1] >= 0).sum()) * row_bytes)

@@ -17,6 +17,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
+from record import add_json_option, recorder
 
 from dashinfer_lite.cli.bench_engine import OpenEngine, folder_source, open_engine, random_source
 from dashinfer_lite.cli.bench_meter import Contention
@@ -115,15 +116,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    add_json_option(parser)
     args = parser.parse_args()
     options = Options(threads=args.threads)
     source = folder_source(Path(args.model), options) if args.model else random_source(args.shape or "tiny", options)
     with ExitStack() as stack:
         opened = open_engine(source, stack, options, sequences=args.batch, context=PROMPT + args.tokens + 1)
-        measure(opened, stack, args)
+        measure(opened, stack, args, source.name)
 
 
-def measure(opened: OpenEngine, stack: ExitStack, args: argparse.Namespace) -> None:
+def measure(opened: OpenEngine, stack: ExitStack, args: argparse.Namespace, model: str) -> None:
     """Free and guided batches in turn, then masks and compilations alone."""
     vocab_size = opened.program.vocab_size
     begin = time.perf_counter()
@@ -134,22 +136,30 @@ def measure(opened: OpenEngine, stack: ExitStack, args: argparse.Namespace) -> N
     engine = Engine(opened.executable, opened.program, None, grammars, prefix_cache=False)
     engine.start()
     stack.callback(engine.stop)
-    draw, rows, ratios = random.Random(2), [], []
+    draw, rows, ratios, contention = random.Random(2), [], [], 0.0
     throughput(engine, ENDLESS, args.batch, args.tokens, draw)
     for i in range(args.rounds):
         others = Contention()
         free = throughput(engine, None, args.batch, args.tokens, draw)
         guided = throughput(engine, ENDLESS, args.batch, args.tokens, draw)
         ratios.append(guided / free)
-        rows.append(
-            [str(i), f"{free:.1f}", f"{guided:.1f}", f"{100 * (1 - ratios[-1]):.1f} %", f"{others.share() or 0:.0%}"]
-        )
+        share = others.share() or 0.0
+        contention = max(contention, share)
+        rows.append([str(i), f"{free:.1f}", f"{guided:.1f}", f"{100 * (1 - ratios[-1]):.1f} %", f"{share:.0%}"])
     print(table(["round", "free tok/s", "guided tok/s", "cost", "others"], rows))
     print(f"cost of guiding, median: {100 * (1 - median(ratios)):.1f} %")
-    cuts = quantiles(mask_times(grammars, vocab_size, 2000), n=100)
+    masks = mask_times(grammars, vocab_size, 2000)
+    cuts = quantiles(masks, n=100)
     print(f"a token and its mask: p50 {cuts[49]:.0f} µs, p90 {cuts[89]:.0f} µs, p99 {cuts[98]:.0f} µs")
     times = sorted(compile_times(grammars, 200))
     print(f"a new schema and its first mask: p50 {median(times):.2f} ms, worst of 200 {times[-1]:.2f} ms")
+    record = recorder(
+        args.json, "guided", model=model, tier=opened.info.tier, threads=opened.info.threads, batch=args.batch,
+        tokens=args.tokens,
+    )  # fmt: skip
+    record.add("cost of guiding", "%", [100 * (1 - ratio) for ratio in ratios], contention)
+    record.add("a token and its mask", "us", masks)
+    record.add("a new schema and its first mask", "ms", times)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from stepping import Loop, load
 
 from dashinfer_lite.devices import open_device
 from dashinfer_lite.engine import Engine
+from dashinfer_lite.errors import DashInferError
 from dashinfer_lite.graph.program import Limits
 from dashinfer_lite.sampling_params import SamplingParams
 
@@ -129,6 +130,64 @@ def test_engine(emulated: Emulator, golden: Path, graphs: str) -> None:
     engine.stop()
     executable.close()
     device.close()
+
+
+@pytest.mark.parametrize(("graphs", "hurry"), [("1", 0), ("0", 1)])
+def test_prefixes_that_leave_and_return(emulated: Emulator, golden: Path, graphs: str, hurry: int) -> None:
+    """A pool so small that prompts push each other out to pinned memory, from where they come back: the same tokens."""
+    control = emulated.control()
+    expected = load_file(golden / "qwen2_5" / "golden.safetensors")
+    emulated.set("graphs", graphs)
+    control.emu_hurry(hurry)
+    try:
+        device = open_device("cuda")
+        limits = Limits(max_tokens=80, max_seqs=2, tail_rows=2, max_logprobs=4)
+        executable, program = load(golden / "qwen2_5", device, limits=limits, blocks=5, host_blocks=6)
+        engine = Engine(executable, program)
+        params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+        known = expected["p2.input_ids"].tolist()
+        prompts = [known, [*known[::-1], *known[:12]], [*known[5:], *known[:13]]]
+        answers: dict[int, list[int]] = {}
+        for group in ((0,), (1,), (2,), (1,), (0, 2), (1, 0), (2,)):
+            requests = [engine.submit(prompts[at], params) for at in group]
+            for at, request in zip(group, requests, strict=True):
+                tokens = request.result().outputs[0].token_ids
+                assert tokens == answers.setdefault(at, tokens), (group, at)
+        assert answers[0] == expected["p2.greedy_ids"].tolist()[:4]
+        metrics = engine.metrics()
+        assert metrics["prefix_host_hit_tokens"] >= 5 * 32 and metrics["kv_blocks_swapped_in"] >= 5, metrics
+        engine.stop()
+        executable.close()
+        device.close()
+    finally:
+        control.emu_hurry(0)
+
+
+def test_host_kv_memory(emulated: Emulator, golden: Path) -> None:
+    """From LLM's parameter to its statistics; the CPU, whose memory is the host's, refuses it."""
+    from dashinfer_lite import LLM
+
+    block = 32 << 10  # bytes
+    options: dict[str, Any] = {"dtype": "fp32", "kv_memory": 3 * block, "max_batch": 2, "max_context": 64}
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+    prompts = [[first, *range(20, 55)] for first in (3, 4, 5, 3)]
+    found = []
+    for host_kv_memory in (0, 9 * block + 1):
+        with LLM(golden / "qwen2_5", "cuda", host_kv_memory=host_kv_memory, **options) as llm:
+            found.append([llm.submit(prompt, params).result().outputs[0].token_ids for prompt in prompts])
+            stats, info = llm.stats(), llm.info
+        returned = int(host_kv_memory > 0)
+        assert (stats["prefix_host_hit_tokens"], stats["kv_blocks_swapped_in"]) == (32 * returned, returned)
+        assert info["host_kv_tokens"] == 32 * stats["kv_host_blocks"] == 32 * (host_kv_memory // block)
+    assert found[0] == found[1]
+    for device, more, reason in (
+        ("cpu", {"host_kv_memory": "1MiB"}, "raise kv_memory instead"),
+        ("cuda", {"host_kv_memory": 10}, "holds no block"),
+        ("cuda", {"host_kv_memory": 10, "prefix_cache": False}, "leave prefix_cache on"),
+        ("cuda", {"host_kv_memory": -1}, "host_kv_memory is -1"),
+    ):
+        with pytest.raises(DashInferError, match=reason):
+            LLM(golden / "qwen2_5", device, **options, **more)
 
 
 def test_sampling_like_the_cpu(emulated: Emulator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,8 @@ class Counter:
 
 def chain(info: Any) -> Maker:
     """Embed, kv_write, attention, sample: a model that is its own hidden state."""
-    maker = Maker(info, tokens=16, tail_rows=8, seqs=8, vocab=24, hidden=32, kv=KvSpec(1, 1, 32, "f32", BLOCK, 40))
+    kv = KvSpec(1, 1, 32, "f32", BLOCK, 40, host_blocks=3)
+    maker = Maker(info, tokens=16, tail_rows=8, seqs=8, vocab=24, hidden=32, kv=kv)
     x, y, logits = maker.slot(32), maker.slot(32), maker.slot(32, rows="R")
     maker.op("embed", (), (x,), (maker.matrix(32, 32, "f32", kind="table"),), scale=1)
     maker.op("kv_write", (x, x), Hkv=1, D=32)
@@ -188,6 +190,63 @@ def test_a_bucket_ends_where_the_step_ends(emulated: Emulator, bench: Bench) -> 
         drawn.append((step.out_token[:1].tolist(), [bytes(block) for block in each.executable.kv_read([12])]))
     assert drawn[0] == drawn[1]
     plain.close()
+
+
+def swap(step: Step, out: list[tuple[int, int]], back: list[tuple[int, int]]) -> Step:
+    """Lets a step copy (block, host block) out, then others back."""
+    step.swap_out = np.array(out, np.int32).reshape(-1, 2)
+    step.swap_in = np.array(back, np.int32).reshape(-1, 2)
+    return step
+
+
+@pytest.mark.parametrize("hurry", [0, 1])
+def test_swaps_beside_a_step_in_flight(emulated: Emulator, bench: Bench, hurry: int) -> None:
+    """A block is copied out and reused, and comes back elsewhere, all in one step, with another one in flight."""
+    emulated.control().emu_hurry(hurry)
+    try:
+        bench.run(Span(3, 0, [5, 6, 7], (0,)), Span(3, 0, [8, 9, 10], (1,)), clear=(0, 1))
+        expected = [bytes(block) for block in bench.executable.kv_read([0, 1])]
+        other = Step(bench.program.limits, 8, None, 24)
+        first = fill_step(other, [Span(16, 0, range(16), (5,), logits=(15,), slot=3)], (5,))
+        second = swap(fill_step(bench.step, [Span(2, 0, [1, 2], (0,))], (0,)), [(0, 2), (1, 0)], [(1, 2), (7, 0)])
+        tickets = [bench.executable.submit(first), bench.executable.submit(second)]
+        for ticket in tickets:
+            bench.executable.wait(ticket)
+        found = [bytes(block) for block in bench.executable.kv_read([1, 7, 0])]
+        assert found[:2] == expected and found[2] not in expected
+    finally:
+        emulated.control().emu_hurry(0)
+
+
+def test_swapped_blocks_are_counted(emulated: Emulator, device: Any) -> None:
+    """They are one piece of pinned memory; blocks that are filled from them count as used."""
+    pinned = emulated.control().emu_count(b"pinned")
+    bench = chain_on(device)
+    with_blocks = emulated.control().emu_count(b"pinned") - pinned
+    bench.run(Span(1, 0, [5], (0,)), clear=(0,))
+    used = bench.executable.stats()["kv_bytes"]
+    swap(bench.step, [(0, 1)], [(9, 1)])
+    bench.run(Span(1, 0, [5], (2,)), clear=(2,))
+    assert bench.executable.stats()["kv_bytes"] == 3 * used
+    bench.close()
+    maker = chain(device.info)
+    maker.kv = replace(maker.kv, host_blocks=0)
+    plain = Bench(device, maker)
+    assert with_blocks == emulated.control().emu_count(b"pinned") - pinned + 1
+    plain.close()
+
+
+@pytest.mark.parametrize("entry", ["cuMemcpyDtoHAsync_v2", "cuMemcpyHtoDAsync_v2", "cuStreamWaitEvent"])
+def test_a_swap_that_fails(emulated: Emulator, bench: Bench, entry: str) -> None:
+    """So does its step, and every later one."""
+    decode(bench, [3])
+    # The step's own block is copied before its swaps.
+    emulated.control().emu_fail(entry.encode(), 2 if entry == "cuMemcpyHtoDAsync_v2" else 1)
+    swap(bench.step, [(0, 1)], [(9, 1)])
+    with pytest.raises(DeviceError, match="copying KV blocks"):
+        decode(bench, [4])
+    with pytest.raises(DeviceError, match="failed in an earlier step"):
+        decode(bench, [4])
 
 
 def test_more_steps_than_fit(bench: Bench) -> None:

@@ -1,7 +1,7 @@
-"""Broken kernels are noticed: each mutation of a source makes the kernel tests fail on the emulator.
+"""Broken sources are noticed: each mutation makes tests fail on the emulator.
 
 Barriers removed, waits that wait for too little, guards dropped. A mutant that hangs, crashes or reads beyond its
-memory ends a process of its own.
+memory ends a process of its own. Sources as they are pass the same tests.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from cuda_emulator import missing
+from cuda_emulator import HEADERS, missing
 from emulated_kernels import KERNELS
 
 HERE = Path(__file__).resolve().parent
@@ -24,7 +24,11 @@ BARRIER = "__syncthreads();"
 
 @dataclass(frozen=True)
 class Mutant:
-    """In `file` the `nth` place where `old` stands becomes `new`; `kernel` is the source to compile."""
+    """In `file` the `nth` place where `old` stands becomes `new`.
+
+    `kernel` is the source to compile, "host" the host library; `tests` are the file and `chosen` the part of it that
+    must notice.
+    """
 
     kernel: str
     tests: str
@@ -33,6 +37,7 @@ class Mutant:
     new: str = ";"
     nth: int = 0
     file: str = ""
+    is_quick: bool = False  # part of the short run
 
     def __str__(self) -> str:
         return f"{self.kernel}: {self.old} #{self.nth}"
@@ -40,13 +45,14 @@ class Mutant:
 
 ROWS, PRODUCTS = "test_kernels_emu.py", "test_kernels_emu_products.py"
 ATTENTION, SAMPLE = "test_kernels_emu_attention.py", "test_kernels_emu_sample.py"
+HOST = "test_host.py"
 MUTANTS = [
-    Mutant("norm", ROWS, "test_norm", BARRIER, file="reduce.cuh"),
+    Mutant("norm", ROWS, "test_norm", BARRIER, file="reduce.cuh", is_quick=True),
     Mutant("norm", ROWS, "test_norm", BARRIER, nth=1, file="reduce.cuh"),
     Mutant("norm", ROWS, "test_norm", "if (row >= count(a.rows)) return;"),
     Mutant("norm", ROWS, "test_norm", "c + i < a.n ?", "true ?"),
     Mutant("embed", ROWS, "test_embed", "token >= e.vocab ? e.vocab - 1 : token", "token"),
-    Mutant("embed", ROWS, "test_embed", "c < e.hidden", "true"),
+    Mutant("embed", ROWS, "test_embed", "c < e.hidden", "true", is_quick=True),
     Mutant("heads", ROWS, "test_rope_kv", "__syncwarp();"),
     Mutant("heads", ROWS, "test_rope_kv", "__syncwarp();", nth=1),
     Mutant("heads", ROWS, "test_rope_kv", "__syncwarp();", nth=2),
@@ -98,38 +104,64 @@ MUTANTS = [
     # Between the others the order of two edits does not show: threads of the emulator do not meet within an edit.
     *(Mutant("sample", SAMPLE, "test_sample", BARRIER, nth=nth, file="sample_edit.cuh") for nth in (0, 3, 5)),
     *(Mutant("sample", SAMPLE, "test_sample", BARRIER, nth=nth, file="sample_report.cuh") for nth in range(4)),
+    *(
+        Mutant("host", HOST, "swap", old, new, file="host/step.cpp")
+        for old, new in (
+            ("if (!result) result = d.cuStreamWaitEvent(stream_, order_, 0);", ""),
+            ("if (!result) result = d.cuEventRecord(order_, copy_stream_);", ""),
+            ("(host(at), block(at), size, copy_stream_)", "(host(at), block(at), size, stream_)"),
+            ('return d.check(result, why, "copying KV blocks");', "return DI_OK;"),
+            ("for (int i = 0; i < step.n_swap_in; ++i) touch(step.swap_in[2 * i]);", ""),
+            ("if (const int bad = swap(step, why)) return bad;", ""),
+        )
+    ),
 ]
+SLOW = pytest.mark.slow
+PARAMETERS = [pytest.param(mutant, id=str(mutant), marks=() if mutant.is_quick else SLOW) for mutant in MUTANTS]
+ORIGINALS = {(mutant.kernel, mutant.tests, mutant.chosen): mutant for mutant in reversed(MUTANTS)}
+ORIGINAL_PARAMETERS = [pytest.param(mutant, id=" ".join(key), marks=SLOW) for key, mutant in ORIGINALS.items()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+@pytest.mark.parametrize("mutant", PARAMETERS)
 def test_a_mutant_is_noticed(mutant: Mutant, tmp_path: Path) -> None:
-    if why := missing():
-        pytest.skip(why)
-    environment = {**os.environ, "CUDA_KERNEL_MUTANT": str(compiled(mutant, tmp_path))}
+    """A test fails, or the process crashes or hangs; not for want of tests or of a compiler."""
+    status, output = outcome(mutant, compiled(mutant, tmp_path))
+    assert status == 1 or status < 0, f"{mutant} was not noticed (status {status}):\n{output}"
+
+
+@pytest.mark.parametrize("mutant", ORIGINAL_PARAMETERS)
+def test_the_original_passes(mutant: Mutant, tmp_path: Path) -> None:
+    """What a mutant is compiled from and tested with passes without its mutation."""
+    status, output = outcome(mutant, compiled(replace(mutant, new=mutant.old), tmp_path))
+    assert status == 0, output
+
+
+def outcome(mutant: Mutant, library: Path) -> tuple[int, str]:
+    """The status and the last words of the mutant's tests with a library in the place of the original."""
+    environment = {**os.environ, f"CUDA_{'HOST' if mutant.kernel == 'host' else 'KERNEL'}_MUTANT": str(library)}
     environment.pop("DASHINFER_TEST_ALL", None)
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", mutant.chosen]
-    done = subprocess.run(
-        [*command, str(HERE / mutant.tests)], env=environment, cwd=HERE.parents[1], capture_output=True, text=True
-    )
-    assert done.returncode not in (0, 5), f"{mutant} was not noticed:\n{done.stdout[-2000:]}"
+    command.append(str(HERE / mutant.tests))
+    done = subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True)
+    return done.returncode, done.stdout[-2000:] + done.stderr[-1000:]
 
 
 def compiled(mutant: Mutant, folder: Path) -> Path:
     """The library of the mutated source."""
+    if why := missing():
+        pytest.skip(why)
     sources = folder / "kernels"
-    shutil.copytree(KERNELS, sources, ignore=shutil.ignore_patterns("host", "*.py", "__pycache__"))
+    shutil.copytree(KERNELS, sources, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     file = sources / (mutant.file or f"{mutant.kernel}.cu")
     parts = file.read_text().split(mutant.old)
     assert len(parts) > mutant.nth + 1, f"{mutant}: there is no such place"
     before, after = parts[: mutant.nth + 1], parts[mutant.nth + 1 :]
     file.write_text(mutant.old.join(before) + mutant.new + mutant.old.join(after))
     library = folder / "mutant.so"
-    defines = ["-DDI_EMU", "-DDI_ARCH=800", f"-I{sources}", "-x", "c++"]
-    done = subprocess.run(
-        ["g++", *FLAGS, *defines, str(sources / f"{mutant.kernel}.cu"), "-o", str(library)],
-        capture_output=True,
-        text=True,
-    )
+    if mutant.kernel == "host":
+        what = [f"-I{HEADERS}", *map(str, sorted((sources / "host").glob("*.cpp"))), "-ldl"]
+    else:
+        what = ["-DDI_EMU", "-DDI_ARCH=800", "-x", "c++", str(sources / f"{mutant.kernel}.cu")]
+    done = subprocess.run(["g++", *FLAGS, f"-I{sources}", *what, "-o", str(library)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return library

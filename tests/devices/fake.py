@@ -27,6 +27,7 @@ MASK = (1 << 61) - 1
 def fake_program(
     blocks: int = 64,
     block_tokens: int = 4,
+    host_blocks: int = 0,
     limits: Limits | None = None,
     history_rope: bool = False,
     position_rows: int = 1,
@@ -37,7 +38,7 @@ def fake_program(
         body=(),
         tail=(),
         weights=(),
-        kv=KvSpec(1, 1, 8, "f32", block_tokens, blocks),
+        kv=KvSpec(1, 1, 8, "f32", block_tokens, blocks, host_blocks),
         limits=limits or Limits(max_tokens=16, tail_rows=4, max_seqs=4, max_logprobs=8),
         arena_bytes=0,
         vocab_size=VOCAB,
@@ -48,17 +49,22 @@ def fake_program(
 
 
 class FakeExecutable:
-    """The hashing model over a paged cache. Steps whose number is in `failing` fail as a whole."""
+    """The hashing model over a paged cache.
+
+    Steps whose number is in `failing` fail as a whole, those in `refused` already while they are submitted.
+    """
 
     def __init__(self, program: Program, failing: Iterable[int] = ()) -> None:
         self.info = DeviceInfo("fake", "fake", "", 1, 1, 1, 1, True, 0, 0)
         self.program = program
         self.failing = set(failing)
+        self.refused: set[int] = set()
         self.steps = 0
         self.rows = 0
         self.ran_ahead = 0  # tokens that were taken from the device's memory
         self.spans: list[tuple[int, int]] = []  # (first position, tokens) of chunks that touch a bidirectional span
         self._cells: list[list[int | None]] = [[None] * program.kv.block_tokens for _ in range(program.kv.blocks)]
+        self._host: list[list[int | None] | None] = [None] * program.kv.host_blocks
         self._last = [0] * program.limits.max_seqs
         self.closed = False
 
@@ -68,6 +74,9 @@ class FakeExecutable:
         assert 0 < step.T <= self.program.limits.max_tokens
         assert 0 < step.B <= self.program.limits.max_seqs
         self.rows += step.T
+        self._swap(step)
+        if ticket in self.refused:
+            raise DeviceError("the fake device was told to refuse this step, half done")
         for block in step.clear_blocks[: step.n_clear].tolist():
             self._cells[block] = [None] * self.program.kv.block_tokens
         digests = self._write(step)
@@ -84,6 +93,21 @@ class FakeExecutable:
 
     def close(self) -> None:
         self.closed = True
+
+    def _swap(self, step: Step) -> None:
+        """Copy blocks out and in; only full ones are worth it, and none is cleared that was just brought in."""
+        out, in_ = step.swap_out.tolist(), step.swap_in.tolist()
+        assert len({block for block, _ in out}) == len({host for _, host in out}) == len(out)
+        assert len({block for block, _ in in_}) == len(in_)
+        assert not {block for block, _ in in_} & set(step.clear_blocks[: step.n_clear].tolist())
+        wrong = self.steps - 1 in self.failing | self.refused
+        for block, host in out:
+            assert None not in self._cells[block], "a block is saved that was not full"
+            self._host[host] = [value + wrong for value in self._cells[block] if value is not None]
+        for block, host in in_:
+            cells = self._host[host]
+            assert cells is not None, "a host block is read that nobody wrote"
+            self._cells[block] = [value + wrong for value in cells if value is not None]
 
     def _write(self, step: Step) -> list[int]:
         """Store the step's tokens; the digest of everything each row sees."""

@@ -1,7 +1,7 @@
 """A device whose answers come one or two steps late, with the last tokens fed on the device.
 
 It wraps any executable. Until a ticket has been waited for, the step's outputs are scrambled; whoever touches the
-inputs in the meantime, or clears a block that a step in flight uses, is caught.
+inputs in the meantime, or clears or copies a block that a step in flight uses, is caught.
 """
 
 from __future__ import annotations
@@ -51,8 +51,10 @@ class LateExecutable:
         assert len(self._flying) < self.info.async_depth, "too many steps in flight"
         assert all(late.step is not step for late in self._flying), "the step's arrays are in use"
         cleared = set(step.clear_blocks[: step.n_clear].tolist())
+        swapped = {int(block) for swaps in (step.swap_out, step.swap_in) for block, _ in swaps}
         for late in self._flying:
             assert not cleared & late.blocks, "a block is reused before the step that writes it is done"
+            assert not swapped & late.blocks, "a block is copied before the step that uses it is done"
         error = None
         inner_ticket = self.inner.submit(step)
         try:
@@ -97,7 +99,7 @@ def _inputs(step: Step, vocab_size: int) -> list[Any]:
     copies += [step.tokens[: step.T].copy(), step.positions[:, : step.T].copy(), step.q_offset[: b + 1].copy()]
     copies += [array[:b].copy() for array in (step.kv_len, step.prompt_len, step.bidirectional, step.adapter)]
     copies += [step.block_table[:b].copy(), step.logit_row[:r].copy(), step.clear_blocks[: step.n_clear].copy()]
-    copies.append(step.sample[:r].tobytes())
+    copies += [step.sample[:r].tobytes(), step.swap_out.copy(), step.swap_in.copy()]
     for record in step.sample[:r]:
         for address, count in (("history", "history_len"), ("banned_ids", "n_banned"), ("bias_ids", "n_bias")):
             if record[address] and record[count]:

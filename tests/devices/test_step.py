@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from one_op import Array, Bench, Maker, Span, assert_close, both, fill_step, rounded
 
-from dashinfer_lite.devices.step import RAW_LOGPROB
+from dashinfer_lite.devices.step import NO_SWAPS, RAW_LOGPROB
+from dashinfer_lite.errors import DeviceError
 from dashinfer_lite.graph.program import KvSpec
 
 H = 24
@@ -26,11 +27,10 @@ CACHES = ["f32", "bf16", "u8", "u4"]
 TABLE = rounded(3 * np.random.default_rng(0).standard_normal((VOCAB, H)), "bf16")
 
 
-def make(info: Any, cache: Any = "f32") -> Maker:
+def make(info: Any, cache: Any = "f32", host_blocks: int = 0) -> Maker:
     """The model; slot 0 is the hidden state, slot 1 the attention's output."""
-    maker = Maker(
-        info, tokens=128, tail_rows=4, seqs=SLOTS, vocab=VOCAB, hidden=H, kv=KvSpec(1, 1, H, cache, BLOCK, BLOCKS)
-    )
+    kv = KvSpec(1, 1, H, cache, BLOCK, BLOCKS, host_blocks)
+    maker = Maker(info, tokens=128, tail_rows=4, seqs=SLOTS, vocab=VOCAB, hidden=H, kv=kv)
     cols = maker.pad_head(H)
     x, y, logits = maker.slot(cols), maker.slot(cols), maker.slot(cols, rows="R")
     maker.op("embed", (), (x,), (maker.matrix(VOCAB, H, "bf16", kind="table", group=H),), scale=2.0)
@@ -42,9 +42,9 @@ def make(info: Any, cache: Any = "f32") -> Maker:
 
 
 @contextmanager
-def models(device: Any, cache: str = "f32") -> Iterator[list[Bench]]:
+def models(device: Any, cache: str = "f32", host_blocks: int = 0) -> Iterator[list[Bench]]:
     """The model on the device and on the reference."""
-    with both(device, make(device.info, cache)) as benches:
+    with both(device, make(device.info, cache, host_blocks)) as benches:
         for bench in benches:
             bench.matrix(0, TABLE)
         yield benches
@@ -150,6 +150,38 @@ def test_blocks_move_to_the_host_and_back(device: Any) -> None:
                 np.testing.assert_array_equal(
                     forward(bench, Span(5, 45, tokens[45:], (6, 5), logits=range(5))), expected
                 )
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_swaps(device: Any, cache: str) -> None:
+    """A step copies blocks to the host, fills others from there, then clears: what left goes on in other blocks."""
+    if device.info.unified_memory and device.info.name != "reference":
+        with pytest.raises(DeviceError, match="3 host blocks; the KV cache lies in host memory as it is"):
+            device.create(make(device.info, cache, 3).program())
+        return
+    tokens, others = tokens_of(70, 17), tokens_of(70, 18)
+    with models(device, cache, host_blocks=3) as benches:
+        for bench in benches:
+            texts = [Span(70, tokens=ids, blocks=blocks) for ids, blocks in ((tokens, (0, 1, 2)), (others, (3, 4, 5)))]
+            forward(bench, texts[0], clear=(0, 1, 2))
+            forward(bench, texts[1], clear=(3, 4, 5))
+            kept = bench.executable.kv_read([0, 1, 3])
+            # Both leave, and one returns, into blocks that are free, that just left, or that are cleared for another.
+            bench.step.swap_out = np.array([(0, 2), (1, 0), (3, 1)], np.int32)
+            bench.step.swap_in = np.array([(3, 2), (6, 0), (0, 1)], np.int32)
+            forward(bench, Span(1, tokens=[1], blocks=(1,)), clear=(1, 7))
+            assert bench.executable.kv_read([3, 6, 0]) == kept
+            bench.step.swap_out = bench.step.swap_in = NO_SWAPS
+            got = forward(bench, Span(6, 64, tokens[64:], (3, 6, 8), logits=range(6)), clear=(8,))
+            expected = forward(bench, Span(70, tokens=tokens, blocks=(9, 10, 11), logits=range(70)), clear=(9, 10, 11))
+            np.testing.assert_array_equal(got, expected[64:])
+            for swap in ((BLOCKS, 0), (-1, 0), (0, 3), (0, -1)):
+                for name in ("swap_out", "swap_in"):
+                    setattr(bench.step, name, np.array([swap], np.int32))
+                    with pytest.raises(DeviceError, match="swapped block does not exist"):
+                        forward(bench, Span(1, tokens=[1], blocks=(1,)))
+                    setattr(bench.step, name, NO_SWAPS)
+            np.testing.assert_array_equal(alone(bench, tokens[:20], block=1), expected[:20])
 
 
 def test_tokens_that_stay_on_the_device(device: Any) -> None:

@@ -70,6 +70,9 @@ STEPS: dict[str, tuple[Callable[[Any], None], str]] = {
     "a cleared block too far": (several(set_count(n_clear=1), set_in("clear_blocks", 0, 4)), "cleared block"),
     "a cleared block below": (several(set_count(n_clear=1), set_in("clear_blocks", 0, -1)), "cleared block"),
     "too many cleared blocks": (set_count(n_clear=10_000), "exceed its arrays"),
+    "a swapped block on a device without": (set_count(swap_out=np.array([[0, 0]], np.int32)), "swapped block"),
+    "a block that comes from nowhere": (set_count(swap_in=np.array([[0, 0]], np.int32)), "swapped block"),
+    "swaps of wide numbers": (set_count(swap_in=np.array([[0, 0]], np.int64)), "pairs of 32-bit"),
     "external rows that descend": (
         several(set_count(n_external=2), set_in("external_row", slice(0, 2), [3, 1])),
         "ascend",
@@ -102,7 +105,7 @@ def test_steps(default_device: Any, case: str) -> None:
 
     before = bench.submit(good()).out_logits[:2].copy()
     assert np.isfinite(before).all()
-    kept = {name: getattr(bench.step, name) for name in ("out_logits", "out_top_ids")}
+    kept = {name: getattr(bench.step, name) for name in ("out_logits", "out_top_ids", "swap_out", "swap_in")}
     step = good()
     if case == "a drawing slot too far":
         step.sample["slot"][1] = 8

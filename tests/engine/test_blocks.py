@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dashinfer_lite.engine.blocks import BlockAllocator
-from dashinfer_lite.engine.prefix_cache import PrefixCache
+from dashinfer_lite.engine.prefix_cache import Prefix, PrefixCache
 
 
 class AllocatorMachine(RuleBasedStateMachine):
@@ -80,9 +80,9 @@ def test_equal_hashes_do_not_mix_texts() -> None:
     assert hash((-1, 5)) == hash((-2, 5))
     cache = PrefixCache(2)
     cache.insert("salt", [-1, 5], block=7)
-    assert cache.match("salt", [-2, 5, 1], limit=3) == ([], "salt")
-    assert cache.match("salt", [-1, 5, 1], limit=3)[0] == [7]
-    assert cache.match("other", [-1, 5, 1], limit=3)[0] == []
+    assert cache.match("salt", [-2, 5, 1], limit=3) == []
+    assert [entry.block for entry in cache.match("salt", [-1, 5, 1], limit=3)] == [7]
+    assert cache.match("other", [-1, 5, 1], limit=3) == []
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), max_size=12), st.data())
@@ -91,12 +91,13 @@ def test_matches_are_true_prefixes(texts: list[list[int]], data: st.DataObject) 
     cache = PrefixCache(2)
     contents: dict[int, tuple[int, ...]] = {}  # block -> everything up to its end
     for text in texts:
-        blocks, prefix = cache.match("salt", text, len(text))
-        assert [contents[block] for block in blocks] == [tuple(text[: 2 * i + 2]) for i in range(len(blocks))]
-        for start in range(2 * len(blocks), len(text) - 1, 2):
+        found = cache.match("salt", text, len(text))
+        assert [contents[entry.block] for entry in found] == [tuple(text[: 2 * i + 2]) for i in range(len(found))]
+        prefix: Prefix = found[-1].number if found else "salt"
+        for start in range(2 * len(found), len(text) - 1, 2):
             block = len(contents)
             contents[block] = tuple(text[: start + 2])
             prefix = cache.insert(prefix, text[start : start + 2], block)
             assert block in cache
         if data.draw(st.booleans()) and any(block in cache for block in contents):
-            cache.forget(data.draw(st.sampled_from([block for block in contents if block in cache])))
+            cache.forget(cache.evict(data.draw(st.sampled_from([block for block in contents if block in cache]))))

@@ -69,14 +69,16 @@ class EngineMachine(RuleBasedStateMachine):
     @initialize(
         delay=st.integers(0, 2),
         blocks=st.integers(6, 14),
+        host_blocks=st.sampled_from([0, 1, 3, 8, 40]),
         seqs=st.integers(1, 4),
         history_rope=st.booleans(),
         cache=st.booleans(),
     )
-    def make(self, delay: int, blocks: int, seqs: int, history_rope: bool, cache: bool) -> None:
+    def make(self, delay: int, blocks: int, host_blocks: int, seqs: int, history_rope: bool, cache: bool) -> None:
         self.history_rope = history_rope
         limits = Limits(max_tokens=8, tail_rows=4, max_seqs=seqs, max_logprobs=4)
         program = {"blocks": blocks, "block_tokens": BLOCK, "limits": limits, "history_rope": history_rope}
+        program["host_blocks"] = host_blocks
         self.engine: Engine = build_engine(delay, (), program, prefix_cache=cache)
         self.all: list[Job] = []
         self.started: list[Request] = []
@@ -154,6 +156,28 @@ class EngineMachine(RuleBasedStateMachine):
         assert [seq.order for seq in core.scheduler.waiting] == sorted(seq.order for seq in core.scheduler.waiting)
         assert all(not seq.blocks and seq.slot == -1 for seq in core.scheduler.waiting)
 
+    @invariant()
+    def host_blocks_are_sound(self) -> None:
+        """Each is free, on its way with one step, or holds one entry's copy; every entry is somewhere."""
+        if not hasattr(self, "engine"):
+            return
+        kv = self.engine._core.kv
+        host, entries = kv.host, kv.prefixes._entries.values()
+        leaving = [each for step in [host._planned, *host._leaving.values()] for each in step]
+        assert sorted([*host._free, *host._saved, *(swap.host for _, swap in leaving)]) == list(range(host.blocks))
+        assert len({swap.block for _, swap in host._planned}) == len(host._planned)
+        for at, entry in host._saved.items():
+            assert (entry.host, entry.is_saved) == (at, True)
+        for entry, swap in leaving:
+            assert (entry.host, entry.is_saved) == (swap.host, False)
+        assert set(host._leaving) <= {flight.number for flight in self.engine._core._flights}
+        owners = {id(entry) for entry in [*host._saved.values(), *(entry for entry, _ in leaving)]}
+        assert owners == {id(entry) for entry in entries if entry.host >= 0}
+        assert all(entry.block >= 0 or entry.host >= 0 for entry in entries)
+        assert {entry.block: id(entry) for entry in entries if entry.block >= 0} == {
+            block: id(entry) for block, entry in kv.prefixes._of_block.items()
+        }
+
     def check_finished(self) -> None:
         for job in self.all:
             if job.request.is_done:
@@ -177,7 +201,7 @@ class EngineMachine(RuleBasedStateMachine):
             for index in range(job.params.n)
         ]
         fails = any(answer.finish_reason in ("nan", "empty", "early") for answer in expected)
-        if guided is not None and guided.grammar:  # which breaks at the second token that it sees: not the one that ends
+        if guided is not None and guided.grammar:  # which breaks at the second token that it sees
             fails |= any(len(answer.token_ids) - (answer.finish_reason == "stop") >= 2 for answer in expected)
         if job.request.status == "failed":
             assert fails

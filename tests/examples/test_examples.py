@@ -19,6 +19,7 @@ PROMISED = {
     "05_pump.py": ["fox: 10, bear: 10, rabbit: 5", "[finished, "],
     "06_devices.py": ["cpu        usable", "the same tokens"],
     "07_guided.py": ["choice: yes", "schema: ['city', 'people']", 'get_weather({"city": "Lima"})'],
+    "08_server.py": ["17 + 25 = 42", "[tiny_chat at http://127.0.0.1:"],
 }
 
 

@@ -100,7 +100,10 @@ def test_products(tier: str, opened: Opened, columns: str, bits: int, planes: in
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("integer", [32384, -32384, 32512])
 def test_the_largest_group(tier: str, opened: Opened, bits: int, integer: int) -> None:
-    """65536 of the largest codes: 32384 is 127 · 256 - 128, so both planes' sums come closest to the end of int32."""
+    """65536 of the largest codes: 32384 is 127 · 256 - 128, so both planes' sums come closest to the end of int32.
+
+    In a single row, the pairs of 4-bit codes and -128 come closest to the end of int16.
+    """
     k, n = 65536, 32
     weight, _, scales = operands(bits, 3, n, k, k, bits, 2)
     weight.codes[:] = (1 << bits) - 1
@@ -108,7 +111,9 @@ def test_the_largest_group(tier: str, opened: Opened, bits: int, integer: int) -
     integers[:, 0] = LARGEST[2]  # so that the scale is a power of two
     under_test = Product(opened(tier), n, k, k, bits, 2)
     under_test.bench.codes(under_test.weight, weight)
-    np.testing.assert_array_equal(under_test.run(integers, scales), product(weight, integers, scales, k))
+    expected = product(weight, integers, scales, k)
+    for rows in (1, 3):
+        np.testing.assert_array_equal(under_test.run(integers[:rows], scales[:rows]), expected[:rows], f"{rows} rows")
     under_test.bench.close()
 
 
@@ -119,7 +124,9 @@ def test_threads(tier: str, opened: Opened, threads: int) -> None:
     weight, integers, scales = operands(threads, rows, n, k, group, 4, 2)
     under_test = Product(opened(tier, threads), n, k, group, 4, 2)
     under_test.bench.codes(under_test.weight, weight)
-    np.testing.assert_array_equal(under_test.run(integers, scales), product(weight, integers, scales, group))
+    expected = product(weight, integers, scales, group)
+    for count in (1, rows):
+        np.testing.assert_array_equal(under_test.run(integers[:count], scales[:count]), expected[:count])
     under_test.bench.close()
 
 

@@ -1,8 +1,10 @@
 // The sampler with plain C entries, over a kernel table of loops that follow docs/arithmetic.md.
 #include "../../cpu_kernels/runtime/sampler.h"
 
+#include <algorithm>
 #include <cmath>
 #include <new>
+#include <vector>
 
 #include "../../cpu_kernels/runtime/double_math.h"
 #include "../../cpu_kernels/runtime/fp_mode.h"
@@ -71,14 +73,20 @@ EXPORT void* scratch_create(int vocab, int max_top) {
 EXPORT void scratch_free(void* scratch) { delete static_cast<di::SamplerScratch*>(scratch); }
 
 // Samples `count` records from the same row; the outputs are arrays of `count` entries or rows of max_top.
-EXPORT void sample_many(void* scratch, const di_sample* records, int count, const float* row, int vocab, int max_top,
+EXPORT void sample_many(void* memory, const di_sample* records, int count, const float* row, int vocab, int max_top,
                         int32_t* token, int32_t* status, float* logprob, int32_t* rank, int32_t* top_ids,
                         float* top_logprobs) {
     const di::KernelFpMode mode;
     const di::KernelTable kernels = table();
+    di::SamplerScratch& scratch = *static_cast<di::SamplerScratch*>(memory);
+    std::vector<float> maxima, room(static_cast<size_t>(vocab));
+    for (int first = 0; first < vocab; first += di::kLogitBlock)
+        maxima.push_back(plain_max(row + first, std::min(di::kLogitBlock, vocab - first)));
+    // Alone in its band a row is contiguous.
+    const di::View view{const_cast<float*>(row), 1, vocab, (vocab + di::kCell - 1) / di::kCell, 0, di::DType::F32};
     for (int i = 0; i < count; ++i) {
         di::SampleResult r{-7, -7, -7, -7, top_ids + i * max_top, top_logprobs + i * max_top};
-        di::sample_row(kernels, records[i], row, vocab, *static_cast<di::SamplerScratch*>(scratch), r);
+        di::sample_row(kernels, records[i], di::LogitRow{view, 0, vocab, maxima.data()}, room.data(), scratch, r);
         token[i] = r.token;
         status[i] = r.status;
         logprob[i] = r.logprob;

@@ -53,7 +53,12 @@ def serve_app() -> Iterator[Callable[..., str]]:
     """Runs applications with uvicorn, each in a thread; gives their URL."""
     import uvicorn
 
-    from dashinfer_lite.server.connections import limited_protocol
+    from dashinfer_lite.server.connections import close_all, limited_protocol
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().shutdown(sockets)
+            await close_all(self.server_state)
 
     running: list[tuple[Any, threading.Thread]] = []
 
@@ -67,7 +72,7 @@ def serve_app() -> Iterator[Callable[..., str]]:
         config = uvicorn.Config(
             app, http=http, ws="none", log_config=None, timeout_graceful_shutdown=5, timeout_keep_alive=keep_alive_s
         )
-        server = uvicorn.Server(config)
+        server = Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         running.append((server, thread))

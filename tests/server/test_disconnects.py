@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 from asgi import WEATHER, call
-from waiting import is_idle, wait_until
+from waiting import WAIT_S, is_idle, wait_until
 
 from dashinfer_lite import LLM, _native
+from dashinfer_lite.engine.request import Request
 from dashinfer_lite.server.connections import limited_protocol
 
 Make = Callable[..., Any]
@@ -65,21 +66,40 @@ def test_leaving_at_any_byte(make_app: Make, llm: LLM) -> None:
     assert not app.state.service.room.backlog() and app.state.service.room._preparing == 0
 
 
-def test_a_cancel_takes_one_step(make_app: Make, llm: LLM) -> None:
-    """After the client has left, the engine takes no more than the step in flight and the one that frees."""
+def test_a_cancel_takes_one_step(make_app: Make, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the moment a client is known to have left, no more than one step is begun, and then all blocks are free."""
     app = make_app()
-    body = {"prompt": "Long ago", "max_tokens": 500, "ignore_eos": True, "stream": True}
-    for _ in range(5):
-        asyncio.run(call(app, "POST", "/v1/completions", body, read_only=1))
-        wait_until(lambda: is_idle(llm))
-    before = llm.engine.metrics()["steps"]
-    asyncio.run(call(app, "POST", "/v1/completions", body, read_only=1))
-    wait_until(lambda: is_idle(llm))
-    assert llm.engine.metrics()["steps"] - before < 60  # of 500: what ran while the first event was on its way
+    cancelled: list[int] = []
+    cancel = Request.cancel
+
+    def counting(request: Request) -> None:
+        if not request.is_done:
+            cancelled.append(llm.engine.metrics()["steps"])
+        cancel(request)
+
+    monkeypatch.setattr(Request, "cancel", counting)
+    fields = {"max_tokens": 450, "ignore_eos": True}
+
+    async def leave(path: str, body: dict[str, Any]) -> None:
+        gone = asyncio.Event()
+        visit = asyncio.ensure_future(call(app, "POST", path, body, gone=gone))
+        while not llm.engine.metrics()["running"]:
+            await asyncio.sleep(0)
+        gone.set()
+        await visit
+
+    for stream in (True, False):
+        for path, asked in (("/v1/chat/completions", STORY), ("/v1/completions", {"prompt": ["Long ago", "Once"]})):
+            for _ in range(5):
+                cancelled.clear()
+                asyncio.run(leave(path, {**asked, **fields, "stream": stream}))
+                wait_until(lambda: is_idle(llm))
+                assert cancelled and llm.engine.metrics()["steps"] - cancelled[-1] <= 1
 
 
 @pytest.mark.parametrize("base", ["httptools", "h11"])
-def test_over_sockets(make_app: Make, serve_app: Callable[..., str], llm: LLM, base: str) -> None:
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_over_sockets(make_app: Make, serve_app: Callable[..., str], llm: LLM, base: str, count: int) -> None:
     """Real connections, cut with a reset at random bytes of request and answer, with both of uvicorn's parsers."""
     pytest.importorskip(base)
     app = make_app(max_waiting=1000)
@@ -99,14 +119,16 @@ def test_over_sockets(make_app: Make, serve_app: Callable[..., str], llm: LLM, b
                 connection.sendall(message)
                 connection.recv(chance.choice((1, 100, 5000)))
 
-    for _ in range(10):
+    for _ in range(20):
         visit()
     wait_until(lambda: is_idle(llm))
     before = _held()
-    for _ in range(60):
+    for _ in range(count):
         visit()
     wait_until(lambda: is_idle(llm))
     wait_until(lambda: _held()["files"] <= before["files"])
+    after = _held()
+    assert after["threads"] <= before["threads"] and after["memory"] < before["memory"] + (16 << 20)
     assert asyncio.run(call(app, "POST", "/v1/completions", {"prompt": "x", "max_tokens": 1})).status == 200
 
 
@@ -141,11 +163,11 @@ def test_headers_that_do_not_come(make_app: Make, serve_app: Callable[..., str],
     url = serve_app(make_app(), limited_protocol(header_timeout_s=0.2, base=base))
     address = ("127.0.0.1", int(url.rpartition(":")[2]))
     for sent in (b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nhost: x\r\nx-a: "):
-        with socket.create_connection(address, timeout=60) as connection:
+        with socket.create_connection(address, timeout=WAIT_S) as connection:
             connection.sendall(sent)
             assert _rest(connection) == b""
     endless = serve_app(make_app(), limited_protocol(base=base))
-    with socket.create_connection(("127.0.0.1", int(endless.rpartition(":")[2])), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", int(endless.rpartition(":")[2])), timeout=WAIT_S) as connection:
         for _ in range(3):
             connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
             answer = connection.recv(4096)
@@ -162,7 +184,7 @@ def test_headers_that_do_not_come(make_app: Make, serve_app: Callable[..., str],
 
 def test_a_body_that_does_not_come(make_app: Make, serve_app: Callable[..., str]) -> None:
     url = serve_app(make_app(body_timeout_s=0.2))
-    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=WAIT_S) as connection:
         connection.sendall(_head("/tokenize", 9) + b"{")
         assert connection.recv(4096).startswith(b"HTTP/1.1 408")
 

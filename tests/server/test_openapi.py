@@ -37,8 +37,18 @@ def test_the_document(client: Client) -> None:
         assert {"200", "400", "401", "413", "415", "429", "503"} <= set(operation["responses"])
 
 
-def test_schemathesis(make_app: Callable[..., Any], serve_app: Callable[..., str], llm: LLM, tmp_path: Path) -> None:
-    """Thousands of requests made from the schemas: no 5xx, answers as described, nothing invalid accepted.
+@pytest.mark.parametrize(
+    "phases",
+    [
+        ("--phases", "fuzzing", "--max-examples", "8"),
+        pytest.param(("--phases", "coverage,fuzzing", "--max-examples", "100"), marks=pytest.mark.slow),
+    ],
+    ids=["some", "all"],
+)
+def test_schemathesis(
+    make_app: Callable[..., Any], serve_app: Callable[..., str], llm: LLM, tmp_path: Path, phases: tuple[str, ...]
+) -> None:
+    """Requests made from the schemas: no 5xx, answers as described, nothing invalid accepted.
 
     That what a schema allows is always accepted cannot be: an empty prompt, or a tool that is not offered, is refused.
     """
@@ -49,8 +59,8 @@ def test_schemathesis(make_app: Callable[..., Any], serve_app: Callable[..., str
         url = serve_app(make_app(small, max_waiting=64))
         command = [
             program, "run", f"{url}/openapi.json", "--exclude-checks", "positive_data_acceptance", "--no-color",
-            "--max-examples", "3", "--workers", "2", "--generation-deterministic", "--request-timeout", "100",
+            "--workers", "2", "--generation-deterministic", "--request-timeout", "100", *phases,
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=tmp_path, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1500, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stdout[-6000:]
         assert Client(make_app(small)).get("/health").status == 200

@@ -25,7 +25,8 @@ class Served:
     """A server in a process of its own."""
 
     def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-P", "-m", "dashinfer_lite.cli", "serve", "--port", "0", *SMALL, *options]
+        strict = ("-P", "-W", "error::ResourceWarning")  # what is left open is told on the error stream
+        command = [sys.executable, *strict, "-m", "dashinfer_lite.cli", "serve", "--port", "0", *SMALL, *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.port = 0
         self._connections: list[http.client.HTTPConnection] = []
@@ -38,13 +39,26 @@ class Served:
                 return self
         raise AssertionError(self.process.communicate()[1])
 
-    def ask(self, **fields: Any) -> http.client.HTTPResponse:
+    def ask(self, receive_buffer: int | None = None, **fields: Any) -> http.client.HTTPResponse:
         """The beginning of an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
+        if receive_buffer is not None:
+            connection.sock = socket.socket()
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            connection.sock.connect(("127.0.0.1", self.port))
         self._connections.append(connection)
         body = json.dumps({"prompt": "Long ago", "ignore_eos": True, "stream": True, **fields})
         connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
         return connection.getresponse()
+
+    def metric(self, name: str) -> float:
+        """A figure at /metrics that has no labels but the model's."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
+        with contextlib.closing(connection):
+            connection.request("GET", "/metrics")
+            found = re.search(rf":{name}\{{.*\}} (\S+)", connection.getresponse().read().decode())
+        assert found is not None
+        return float(found[1])
 
     def wait_until_deaf(self) -> None:
         """Until it takes no connections any more."""
@@ -109,6 +123,20 @@ def test_a_signal_drains(served: Callable[..., Served], number: int) -> None:
     server.wait_until_deaf()
 
 
+def test_a_signal_during_prefill(served: Callable[..., Served]) -> None:
+    """A prompt of thousands of tokens is on its way, and nothing has been generated: it is answered, then all ends."""
+    server = served("--max-context", "4096", "--kv-memory", "64MiB").wait_until_ready()
+    answers: list[bytes] = []
+    body: dict[str, Any] = {"prompt": "a fox and a bear went " * 600, "max_tokens": 3, "stream": False}
+    asking = threading.Thread(target=lambda: answers.append(server.ask(**body).read()))
+    asking.start()
+    wait_until(lambda: server.metric("num_requests_running") > 0)
+    code, errors = server.end(signal.SIGTERM)
+    asking.join(WAIT_S)
+    assert (code, errors) == (0, "")
+    assert json.loads(answers[0])["usage"]["completion_tokens"] == 3
+
+
 def test_a_second_signal_aborts(served: Callable[..., Served]) -> None:
     server = served("--max-context", "4096", "--kv-memory", "64MiB").wait_until_ready()
     answers = [server.ask(max_tokens=4000) for _ in range(2)]
@@ -133,6 +161,19 @@ def test_draining_has_an_end(served: Callable[..., Served]) -> None:
     last = json.loads(answer.read().decode().removesuffix("\n\n").rpartition("data: ")[2])
     assert last["error"]["code"] == "cancelled" and last["error"]["type"] == "unavailable_error"
     assert server.end() == (0, "")
+
+
+@pytest.mark.parametrize("signals", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_client_that_does_not_read_the_end(served: Callable[..., Served], signals: int) -> None:
+    """More was written than all buffers hold: it stays unread, and nevertheless everything is closed."""
+    sizes = ("--max-context", "4096", "--kv-memory", "128MiB", "--max-batch", "8")
+    server = served(*sizes, "--drain", "1").wait_until_ready()
+    server.ask(max_tokens=4000, n=8, logprobs=20, receive_buffer=4096)
+    wait_until(lambda: server.metric("generation_tokens_total") > 6000)
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_until_deaf()
+    code, errors = server.end(*[signal.SIGTERM] * (signals - 1))
+    assert code == (128 + signal.SIGTERM if signals == 2 else 0) and errors == ""
 
 
 def test_a_signal_while_loading(served: Callable[..., Served]) -> None:

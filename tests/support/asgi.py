@@ -69,15 +69,17 @@ async def call(
     headers: Mapping[str, str] | None = None,
     send_only: int | None = None,
     read_only: int | None = None,
+    gone: asyncio.Event | None = None,
 ) -> Reply:
     """One request; `body` is an object for JSON, or bytes.
 
-    The client leaves after `send_only` bytes of its body, or when it has read `read_only` bytes of the answer.
+    The client leaves after `send_only` bytes of its body, when it has read `read_only` bytes of the answer, or when
+    `gone` is set.
     """
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     named = {"host": "localhost", "content-type": "application/json", "content-length": str(len(data))}
     named |= {name.lower(): value for name, value in (headers or {}).items()}
-    gone = asyncio.Event()
+    gone = gone or asyncio.Event()
     to_send = [data] if send_only is None else [data[:send_only]]
     reply = Reply()
 

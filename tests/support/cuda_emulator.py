@@ -52,7 +52,7 @@ class Emulator:
         cuda_package().load_library(self.host).di_cuda_set(name.encode(), value.encode())
 
     def control(self) -> ctypes.CDLL:
-        """The stand-in driver's `emu_count(name)` and `emu_fail(name, nth)`."""
+        """The stand-in driver's `emu_count(name)`, `emu_fail(name, nth)` and `emu_hurry(on)`."""
         library = ctypes.CDLL(str(self.driver))
         library.emu_count.restype = ctypes.c_long
         library.emu_fail.argtypes = [ctypes.c_char_p, ctypes.c_long]
@@ -113,7 +113,8 @@ def emulator(arch: int = 80) -> Emulator:
         if not image.exists():  # another process may be reading
             fresh.write_bytes(b"DIEMU\0" + str(target.path).encode() + b"\0")
             fresh.rename(image)
-    return Emulator(host.path, driver.path, together)
+    mutant = os.environ.get("CUDA_HOST_MUTANT")  # see tests/cuda/test_mutants.py
+    return Emulator(Path(mutant) if mutant else host.path, driver.path, together)
 
 
 @dataclass(frozen=True)

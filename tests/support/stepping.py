@@ -140,6 +140,7 @@ def load(
     blocks: int = 16,
     block_tokens: int = 32,
     passes: Seq[str] | None = None,
+    host_blocks: int = 0,
 ) -> tuple[Any, Program]:
     """A model folder's executable with its weights, and the program."""
     device = device or ReferenceDevice()
@@ -155,6 +156,7 @@ def load(
         blocks=blocks,
         block_tokens=block_tokens,
         passes=passes,
+        host_blocks=host_blocks,
     )
     executable = device.create(program)
     with model_folder.open_weights() as reader:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dashinfer_lite import LLM
 
-WAIT_S = 100  # only a mistake takes so long
+WAIT_S = 200  # only a mistake takes so long
 
 
 def is_idle(llm: LLM) -> bool:

@@ -28,8 +28,9 @@ from dashinfer_lite.server.protocol.chat import (
 )
 from dashinfer_lite.server.sse import DONE, EventStream, event
 from dashinfer_lite.server.sse import PING as PING_EVENT
+from dashinfer_lite.server.thoughts import ThoughtTokens
 from dashinfer_lite.server.usage import prompt_logprobs_of, usage_of
-from dashinfer_lite.tools import Parsed, ReasoningDelta, TextDelta, ToolCallDelta
+from dashinfer_lite.tools import Parsed, ReasoningDelta, TextDelta
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from dashinfer_lite.server.answers import Delta, Token
     from dashinfer_lite.server.protocol.common import Usage
     from dashinfer_lite.server.service import Service
+    from dashinfer_lite.tools import Delta as Piece
 
 
 async def chat(service: Service, body: ChatRequest) -> Chat | EventStream:
@@ -65,6 +67,7 @@ class _Job:
         self._request = request
         self._parsers = [plan.parser() for _ in request.samples]
         self._answers = [Parsed() for _ in request.samples]
+        self._thoughts = [ThoughtTokens(service.tokenizer.encode) for _ in request.samples]
         self._head: dict[str, Any] = {
             "id": f"chatcmpl-{body.request_id or secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -75,8 +78,8 @@ class _Job:
         """The answers of a request that is done."""
         output = self._request.output()
         choices = []
-        for answer, parser, found in zip(self._answers, self._parsers, output.outputs, strict=True):
-            answer.add([*parser.push(found.text), *parser.finish()])
+        for answer, found in zip(self._answers, output.outputs, strict=True):
+            self._take(found.index, found.text, is_last=True)
             sample = self._request.samples[found.index]
             choices.append(
                 ChatChoice(
@@ -119,11 +122,7 @@ class _Job:
 
     def _pieces(self, delta: Delta) -> Iterator[ChunkChoice]:
         """What a delta adds to its answer, and its end as a piece of its own."""
-        answer, parser = self._answers[delta.answer], self._parsers[delta.answer]
-        pieces = parser.push(delta.text)
-        if delta.finish_reason is not None:
-            pieces += parser.finish()
-        answer.add(pieces)
+        pieces = self._take(delta.answer, delta.text, delta.finish_reason is not None)
         logprobs = self._logprobs(delta.tokens) if delta.tokens else None
         shown = [_delta(piece) for piece in pieces if self._shows_reasoning or not isinstance(piece, ReasoningDelta)]
         if logprobs is not None and not shown:
@@ -135,9 +134,19 @@ class _Job:
             yield ChunkChoice(
                 index=delta.answer,
                 delta=AnswerDelta(),
-                finish_reason=finish_reason(answer, delta.finish_reason),
+                finish_reason=finish_reason(self._answers[delta.answer], delta.finish_reason),
                 stop_reason=UNSET if delta.stop_reason is None else delta.stop_reason,
             )
+
+    def _take(self, index: int, text: str, is_last: bool) -> list[Piece]:
+        """More of an answer, taken apart."""
+        parser = self._parsers[index]
+        pieces = parser.push(text)
+        if is_last:
+            pieces += parser.finish()
+        self._answers[index].add(pieces)
+        self._thoughts[index].add(pieces)
+        return pieces
 
     def _logprobs(self, tokens: Sequence[Token]) -> ChatLogprobs | None:
         return chat_logprobs(self._service, tokens, self._body.top_logprobs or 0) if self._body.logprobs else None
@@ -158,7 +167,7 @@ class _Job:
         )
 
     def _usage(self) -> Usage:
-        return usage_of([self._request], reasoning_tokens(self._service, self._answers))
+        return usage_of([self._request], sum(thoughts.total() for thoughts in self._thoughts))
 
 
 def finish_reason(answer: Parsed, reason: str | None) -> FinishReason:
@@ -168,13 +177,7 @@ def finish_reason(answer: Parsed, reason: str | None) -> FinishReason:
     return "tool_calls" if answer.calls else "stop"
 
 
-def reasoning_tokens(service: Service, answers: Sequence[Parsed]) -> int:
-    """About how many tokens of the answers were thoughts."""
-    encode = service.llm.tokenizer.encode
-    return sum(len(encode(answer.reasoning, False)) for answer in answers if answer.reasoning)
-
-
-def _delta(piece: TextDelta | ReasoningDelta | ToolCallDelta) -> AnswerDelta:
+def _delta(piece: Piece) -> AnswerDelta:
     """A parsed piece as clients read it."""
     if isinstance(piece, TextDelta):
         return AnswerDelta(content=piece.text)

@@ -155,7 +155,7 @@ class _Job:
             logprobs = _Logprobs(0, self._body.logprobs)
         if self._body.echo:
             ids = output.prompt_token_ids
-            prefix = self._service.llm.tokenizer.decode(ids, skip_special_tokens=False)
+            prefix = self._service.tokenizer.decode(ids, skip_special_tokens=False)
             if logprobs is not None:
                 logprobs.add(self._service, list(zip(ids, output.prompt_logprobs or [], strict=True)))
         if logprobs is not None:
@@ -203,6 +203,6 @@ class _Logprobs:
 def _text(service: Service, token: int, found: Logprobs | None) -> str:
     text = found[token].decoded_token if found else None
     if text is None:
-        data = service.llm.tokenizer.token_bytes(token)
+        data = service.tokenizer.token_bytes(token)
         text = "" if data is None else data.decode("utf-8", "replace")
     return text

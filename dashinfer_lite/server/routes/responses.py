@@ -26,6 +26,7 @@ from dashinfer_lite.server.response_input import LOGPROBS, chat_request
 from dashinfer_lite.server.response_items import ResponseItems
 from dashinfer_lite.server.sse import PING as PING_EVENT
 from dashinfer_lite.server.sse import EventStream, event
+from dashinfer_lite.server.thoughts import ThoughtTokens
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -64,6 +65,7 @@ class _Job:
         self._request = request
         self._parser = plan.parser()
         self._items = ResponseItems()
+        self._thoughts = ThoughtTokens(service.tokenizer.encode)
         self._events = 0
         self._wants_logprobs = LOGPROBS in (body.include or ())
         self._most = body.top_logprobs or 0
@@ -109,6 +111,7 @@ class _Job:
         pieces = self._parser.push(delta.text)
         if delta.finish_reason is not None:
             pieces += self._parser.finish()
+        self._thoughts.add(pieces)
         yield from self._items.push(pieces, self._logprobs(delta))
         if delta.finish_reason == "length":
             self.response.status = "incomplete"
@@ -128,12 +131,10 @@ class _Job:
 
     def _usage(self) -> ResponseUsage:
         usage = self._request.usage
-        encode = self._service.llm.tokenizer.encode
-        thoughts = self._items.reasoning
         return ResponseUsage(
             input_tokens=usage.prompt_tokens,
             input_tokens_details=InputDetails(cached_tokens=usage.cached_tokens),
             output_tokens=usage.completion_tokens,
-            output_tokens_details=OutputDetails(reasoning_tokens=len(encode(thoughts, False)) if thoughts else 0),
+            output_tokens_details=OutputDetails(reasoning_tokens=self._thoughts.total()),
             total_tokens=usage.total_tokens,
         )
