@@ -7,6 +7,7 @@ import os
 # NumPy's own threads do not survive a fork in the middle of a product, and the oracle's small ones are faster without.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,10 @@ settings.load_profile("all" if os.environ.get("DASHINFER_TEST_ALL") else "house"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make room for the tiers that run."""
+    """Make room for the tiers that run; let Ctrl-C reach the programs that tests start."""
     config.stash[TIERS_RAN] = set()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs inherit it, and their children
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
