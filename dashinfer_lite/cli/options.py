@@ -33,12 +33,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_model_option(group)
     add_type_options(group)
     add_run_options(group)
-    group.add_argument(
-        "--host-kv-memory",
-        default="0",
-        metavar="SIZE",
-        help="host memory for cached prefixes that leave the device (default: 0; not for the CPU)",
-    )
+    add_host_memory_option(group)
 
 
 def add_run_options(group: Arguments) -> None:
@@ -50,6 +45,16 @@ def add_run_options(group: Arguments) -> None:
         "--max-context", type=int, metavar="N", help="tokens of prompt and answer (default: the model's)"
     )
     group.add_argument("--max-batch", type=int, metavar="N", help="most sequences computed together (default: 64)")
+
+
+def add_host_memory_option(group: Arguments) -> None:
+    """Add --host-kv-memory."""
+    group.add_argument(
+        "--host-kv-memory",
+        default="0",
+        metavar="SIZE",
+        help="host memory for cached prefixes that leave the device (default: 0; not for the CPU)",
+    )
 
 
 def add_model_option(group: Arguments) -> None:

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dashinfer_lite.cli.options import Loaded, add_run_options, add_type_options, load
+from dashinfer_lite.cli.options import Loaded, add_host_memory_option, add_run_options, add_type_options, load
 from dashinfer_lite.cli.terminal import Style, seconds, size
 from dashinfer_lite.errors import DashInferError, RequestError
 
@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     add_type_options(group)
     add_run_options(group)
+    add_host_memory_option(group)
     group.add_argument(
         "--plain-defaults", action="store_true", help="ignore the sampling defaults that the folder recommends"
     )
