@@ -147,22 +147,36 @@ __device__ __forceinline__ float larger(float a, float b) { return a > b || a !=
 // exp(x - top), 0 for x = -inf, 1 where both are equal.
 __device__ __forceinline__ float exp_to(float x, float top) { return x == top ? 1.0f : __expf(x - top); }
 
-// What comes between scores and probabilities: scales of codes, cap, slopes, masks.
-template <class S>
-__device__ __forceinline__ void mask_scores(const AttentionArgs& a, const Rows2<S>& rows, Tile (&score)[S::kScoreTiles],
-                                            const float* key_scales, int start, int lane) {
+// score = change(score, its row of the lane's two, its column) for all of a lane's scores.
+template <class S, class F>
+__device__ __forceinline__ void each_score(Tile (&score)[S::kScoreTiles], int lane, F change) {
 #pragma unroll
     for (int t = 0; t < S::kScoreTiles; ++t)
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
-            const int r = e % 4 / 2, column = 16 * t + tile_column(lane, e / 4, e % 4), at = start + column;
-            float s = score[t][e / 4][e % 4];
-            if (is_codes(a.kv)) s *= key_scales[column];
-            if (a.softcap != 0.0f)  // cap · tanh(x / cap)
-                s = a.softcap - __fdividef(2.0f * a.softcap, 1.0f + __expf(s * (2.0f / a.softcap)));
-            if (a.alibi) s = fmaf(rows.slope[r], static_cast<float>(at), s);
-            score[t][e / 4][e % 4] = at < rows.first[r] || at >= rows.end[r] ? minus_infinity() : s;
+            float& s = score[t][e / 4][e % 4];
+            s = change(s, e % 4 / 2, 16 * t + tile_column(lane, e / 4, e % 4));
         }
+}
+
+// What comes between scores and probabilities: scales of codes, cap, slopes, masks.
+template <class S>
+__device__ __forceinline__ void mask_scores(const AttentionArgs& a, const Rows2<S>& rows, Tile (&score)[S::kScoreTiles],
+                                            const float* key_scales, int start, int lane) {
+    if (is_codes(a.kv)) each_score<S>(score, lane, [&](float s, int, int column) { return s * key_scales[column]; });
+    if (a.softcap != 0.0f) {  // cap · tanh(x / cap)
+        const float factor = 2.0f / a.softcap;
+        each_score<S>(score, lane, [&](float s, int, int) {
+            return a.softcap - __fdividef(2.0f * a.softcap, 1.0f + __expf(s * factor));
+        });
+    }
+    if (a.alibi)
+        each_score<S>(score, lane, [&](float s, int r, int column) {
+            return fmaf(rows.slope[r], static_cast<float>(start + column), s);
+        });
+    each_score<S>(score, lane, [&](float s, int r, int column) {
+        return start + column < rows.first[r] || start + column >= rows.end[r] ? minus_infinity() : s;
+    });
 }
 
 // Scores become probabilities below the new maximum; the sums so far are scaled to it.
@@ -364,14 +378,18 @@ __device__ __forceinline__ void attention(const AttentionArgs& a) {
     }
 }
 
+// Blocks that a processor's registers must have room for: as many as its shared memory, from SM80 on.
+template <int head>
+constexpr int kBlocks = DI_ARCH >= 800 && head <= 128 ? 3 : 1;
+
 }  // namespace
 }  // namespace di
 
 // grid (works, Hkv), block 128
-#define ATTENTION(name, T, head, decode)                                             \
-    extern "C" __global__ void __launch_bounds__(128, 1) name(di::AttentionArgs a) { \
-        di::attention<T, di::Shape<head, decode>>(a);                                \
-    }                                                                                \
+#define ATTENTION(name, T, head, decode)                                                             \
+    extern "C" __global__ void __launch_bounds__(128, di::kBlocks<head>) name(di::AttentionArgs a) { \
+        di::attention<T, di::Shape<head, decode>>(a);                                                \
+    }                                                                                                \
     EXPORT_KERNEL(name)
 ATTENTION(attention_prefill_64_f16, f16, 64, false)
 ATTENTION(attention_prefill_128_f16, f16, 128, false)

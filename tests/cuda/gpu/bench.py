@@ -129,7 +129,7 @@ def attention(device: Any, sizes: Sizes) -> Iterator[dict[str, Any]]:
             maker = Maker(device.info, tokens=tokens, tail_rows=1, seqs=1, kv=kv)
             head = maker.pad_head(size)
             kind: Any = "bf16" if cache == "bf16" else "f32"
-            q, y = maker.slot(hq * head, kind), maker.slot(hq * head, kind)
+            q, y = maker.slot(hq * head), maker.slot(hq * head, kind)
             k, v = maker.slot(hkv * head), maker.slot(hkv * head)
             maker.op("kv_write", (k, v), Hkv=hkv, D=size)
             maker.op("attention", (q,), (y,), (-1, -1), Hq=hq, Hkv=hkv, D=size, scale=size**-0.5)
