@@ -52,6 +52,8 @@ def test_a_prefix_leaves_and_returns(make_engine: Make) -> None:
     metrics = engine.metrics()
     assert metrics["prefix_hit_tokens"] == 12 and metrics["kv_host_blocks"] == 16
     assert metrics["kv_host_blocks_used"] == out
+    # Blocks that came back are in the cache of the device again.
+    assert ask(engine, TEXTS[0]) == 12 and swaps(engine)[1] == back
 
 
 def test_without_host_blocks(make_engine: Make) -> None:
@@ -170,6 +172,7 @@ def test_a_copy_that_fails(make_engine: Make, how: str) -> None:
                 failures += 1
         ask(engine, TEXTS[0])
         assert ask(engine, TEXTS[0]) == 12
+        assert not engine._core.kv.host._leaving, "copies of a step that is no more still wait for it"
         assert engine.metrics()["kv_blocks_used"] == 0 and engine.metrics()["failed"] <= 1
         swapped += swaps(engine)[1]
     assert failures >= 10 and swapped > 20
