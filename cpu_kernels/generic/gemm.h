@@ -109,36 +109,42 @@ DI_INLINE void widen_rows(const Gemm& g, int m, int count, float* to) {
     }
 }
 
+// A segment's part of 32 sums of a row.
+DI_INLINE void add_part(float* sums, const Vec (&part)[2][1], bool first) {
+    (first ? part[0][0] : Vec::load(sums) + part[0][0]).store(sums);
+    (first ? part[1][0] : Vec::load(sums + 16) + part[1][0]).store(sums + 16);
+}
+
 // One row and panels [p0, p1): of the panels, the two halves go side by side, cell by cell, each in the order of
-// memory; two streams bring more than one.
+// memory; two streams bring more than one. No sum is chosen by an index that is known at run time alone: compilers
+// keep them in registers then.
 template <class Cell>
 DI_NOINLINE void gemm_row(const Gemm& g, const Rows& row, int m, int p0, int p1) {
     const int half = (p1 - p0 + 1) / 2;
+    const auto panel = [&](int p) {
+        return static_cast<const typename Cell::T*>(g.w) + static_cast<size_t>(p) * g.k_cells * kCellSize;
+    };
     for (int p = p0; p < p0 + half; ++p) {
-        const int panels = p + half < p1 ? 2 : 1;
-        const typename Cell::T* cell[2];
-        for (int j = 0; j < 2; ++j) {
-            cell[j] = static_cast<const typename Cell::T*>(g.w) +
-                      static_cast<size_t>(p + (panels - 1) * j * half) * g.k_cells * kCellSize;
-        }
+        const bool two = p + half < p1;
+        const typename Cell::T *first = panel(p), *second = panel(two ? p + half : p);
         alignas(64) float sums[2][kCell];
         const float* x = row.x;
         for (int s = 0; s < segments(g.k_cells); ++s) {
-            Vec acc[2][2][1];
-            for (int i = 0; i < 4; ++i) acc[i / 2][i % 2][0] = Vec::zero();
+            Vec one[2][1] = {{Vec::zero()}, {Vec::zero()}}, other[2][1] = {{Vec::zero()}, {Vec::zero()}};
             for (int c = segment_begin(g.k_cells, s); c < segment_begin(g.k_cells, s + 1); ++c, x += row.step) {
-                for (int j = 0; j < panels; ++j) {
-                    for (int h = 0; h < 2; ++h) multiply_cell<Cell, 1, 1>(x, cell[j], h, true, acc[j]);
-                    cell[j] += kCellSize;
-                }
+                multiply_cell<Cell, 1, 1>(x, first, 0, true, one);
+                multiply_cell<Cell, 1, 1>(x, first, 1, true, one);
+                first += kCellSize;
+                if (!two) continue;
+                multiply_cell<Cell, 1, 1>(x, second, 0, true, other);
+                multiply_cell<Cell, 1, 1>(x, second, 1, true, other);
+                second += kCellSize;
             }
-            for (int i = 0; i < 4; ++i) {
-                float* sum = sums[i / 2] + i % 2 * 16;
-                const Vec part = acc[i / 2][i % 2][0];
-                (s == 0 ? part : Vec::load(sum) + part).store(sum);
-            }
+            add_part(sums[0], one, s == 0);
+            add_part(sums[1], other, s == 0);
         }
-        for (int j = 0; j < panels; ++j) finish(g, m, 1, p + j * half, sums[j]);
+        finish(g, m, 1, p, sums[0]);
+        if (two) finish(g, m, 1, p + half, sums[1]);
     }
 }
 
