@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import exact
@@ -61,14 +62,22 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_products(tier: str, opened: Opened, dtype: str, shape: str) -> None:
-    """bf16 with plain additions and multiplications, fp32 and fp16 with fused ones."""
+@cache
+def product_of(shape: str, dtype: str) -> tuple[Array, Array, Array]:
+    """x, w and what the specification says of them; the same for every tier."""
     rows, n, k = SHAPES[shape]
     if dtype != "bf16" and rows > 32:
         rows = 9
     x, w = normal(1, rows, k, dtype="bf16" if dtype == "bf16" else "f32"), normal(2, n, k, dtype=dtype)
+    return x, w, exact.product(x, w, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products(tier: str, opened: Opened, dtype: str, shape: str) -> None:
+    """bf16 with plain additions and multiplications, fp32 and fp16 with fused ones."""
+    x, w, expected = product_of(shape, dtype)
+    rows, n, k = len(x), *w.shape
     device = opened(tier)
     maker = Maker(device.info)
     x_slot, y_slot = maker.slot(k, "bf16" if dtype == "bf16" else "f32"), maker.slot(n)
@@ -78,7 +87,7 @@ def test_products(tier: str, opened: Opened, dtype: str, shape: str) -> None:
     bench.matrix(weight, w)
     bench.put(x_slot, x)
     bench.run(Span(rows))
-    same_bits(bench.get(y_slot, rows)[:, :n], exact.product(x, w, dtype))
+    same_bits(bench.get(y_slot, rows)[:, :n], expected)
     bench.close()
 
 
@@ -204,44 +213,75 @@ ATTENTION: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("cache", ["bf16", "f32", "u8", "u4"])
-@pytest.mark.parametrize("case", ATTENTION)
-def test_attention(tier: str, opened: Opened, cache: str, case: str) -> None:
-    """The last rows of a sequence whose cache was filled in one chunk after the other."""
-    options = {"size": 32, "window": 0, "softcap": 0.0, "slopes": False, "sinks": False, "shift": 0.0}
-    options |= ATTENTION[case]
-    length, size, window, hq, last = options["length"], options["size"], options["window"], 2, 3
-    q, k, v = normal(16, length, hq, size), normal(17, length, 1, size), normal(18, length, 1, size)
-    k, v = k + np.float32(options["shift"]), v - np.float32(options["shift"])
-    slopes, sinks = np.array([0.25, 0.0625], np.float32), np.array([0.5, -1.25], np.float32)
-    device = opened(tier)
-    blocks = tuple(range(-(-length // 64)))[::-1]
-    maker = Maker(device.info, tokens=512, kv=KvSpec(1, 1, size, cache, 64, len(blocks)))  # type: ignore[arg-type]
-    q_slot, k_slot, v_slot, y_slot = (maker.slot(h * maker.pad_head(size)) for h in (hq, 1, 1, hq))
-    weights = [maker.vector(hq) if options[name] else -1 for name in ("slopes", "sinks")]
-    maker.op("kv_write", (k_slot, v_slot), Hkv=1, D=size)
-    attrs = {"Hq": hq, "Hkv": 1, "D": size, "window": window, "softcap": options["softcap"], "scale": size**-0.5}
-    maker.op("attention", (q_slot,), (y_slot,), weights, **attrs)
-    bench = Bench(device, maker, max_blocks=len(blocks))
-    for weight, values in zip(weights, (slopes, sinks), strict=True):
-        if weight >= 0:
-            bench.vector(weight, values)
-    for start in (*range(0, length - last, 512), length - last):
-        rows = slice(start, min(start + 512, length - last) if start < length - last else length)
-        for slot, values in ((q_slot, q), (k_slot, k), (v_slot, v)):
+LAST = 3
+
+
+class Attended:
+    """A case: its inputs, and what the specification says of its last rows; the same for every tier."""
+
+    def __init__(self, case: str, kv_dtype: str) -> None:
+        options = {"size": 32, "window": 0, "softcap": 0.0, "slopes": False, "sinks": False, "shift": 0.0}
+        options |= ATTENTION[case]
+        self.length, self.size, self.kv_dtype, shift = options["length"], options["size"], kv_dtype, options["shift"]
+        self.q, k, v = (normal(seed, self.length, heads, self.size) for seed, heads in ((16, 2), (17, 1), (18, 1)))
+        self.k, self.v = k + np.float32(shift), v - np.float32(shift)
+        self.attrs = {"Hq": 2, "Hkv": 1, "D": self.size, "window": options["window"], "softcap": options["softcap"]}
+        self.attrs["scale"] = self.size**-0.5
+        self.slopes = np.array([0.25, 0.0625], np.float32) if options["slopes"] else None
+        self.sinks = np.array([0.5, -1.25], np.float32) if options["sinks"] else None
+        self.blocks = tuple(range(-(-self.length // 64)))[::-1]
+        self.expected = np.stack([self.row(at) for at in range(self.length - LAST, self.length)])
+
+    def row(self, at: int) -> Array:
+        """y[Hq,D] of a position."""
+        attrs, heads = self.attrs, []
+        seen = range(max(0, at - attrs["window"] + 1) if attrs["window"] else 0, at + 1)
+        for head in range(2):
+            slope, sink = (None if of is None else of[head] for of in (self.slopes, self.sinks))
+            q, k, v = self.q[at, head], self.k[:, 0], self.v[:, 0]
+            cap = attrs["softcap"]
+            heads.append(exact.attention(q, k, v, seen, attrs["scale"], self.kv_dtype, cap, slope=slope, sink=sink))
+        return np.stack(heads)
+
+    def bench(self, device: Any, attend: bool) -> Bench:
+        """kv_write, and attention unless the cache is only to be filled; slots q, k, v, y."""
+        kv = KvSpec(1, 1, self.size, self.kv_dtype, 64, len(self.blocks))  # type: ignore[arg-type]
+        maker = Maker(device.info, tokens=512, kv=kv)
+        q, k, v, y = (maker.slot(heads * maker.pad_head(self.size)) for heads in (2, 1, 1, 2))
+        maker.op("kv_write", (k, v), Hkv=1, D=self.size)
+        weights = [maker.vector(2) if given is not None else -1 for given in (self.slopes, self.sinks)]
+        if attend:
+            maker.op("attention", (q,), (y,), weights, **self.attrs)
+        bench = Bench(device, maker, max_blocks=len(self.blocks))
+        for weight, values in zip(weights, (self.slopes, self.sinks), strict=True):
+            if values is not None:
+                bench.vector(weight, values)
+        return bench
+
+    def run(self, bench: Bench, rows: slice) -> None:
+        """One step over some positions."""
+        for slot, values in enumerate((self.q, self.k, self.v)):
             bench.put_heads(slot, values[rows])
-        bench.run(Span(rows.stop - start, start, blocks=blocks), clear=blocks if start == 0 else ())
-    got = bench.get_heads(y_slot, last, hq, size)
-    for row in range(last):
-        at = length - last + row
-        seen = range(max(0, at - window + 1) if window else 0, at + 1)
-        for head in range(hq):
-            extra = {
-                "slope": slopes[head] if options["slopes"] else None,
-                "sink": sinks[head] if options["sinks"] else None,
-            }
-            want = exact.attention(q[at, head], k[:, 0], v[:, 0], seen, size**-0.5, cache, options["softcap"], **extra)
-            same_bits(got[row, head], want)
+        clear = self.blocks if rows.start == 0 else ()
+        bench.run(Span(rows.stop - rows.start, rows.start, blocks=self.blocks), clear=clear)
+
+
+attended = cache(Attended)
+
+
+@pytest.mark.parametrize("kv_dtype", ["bf16", "f32", "u8", "u4"])
+@pytest.mark.parametrize("case", ATTENTION)
+def test_attention(tier: str, opened: Opened, kv_dtype: str, case: str) -> None:
+    """The last rows of a sequence whose cache was filled in one chunk after the other."""
+    case_of, device = attended(case, kv_dtype), opened(tier)
+    filling, bench = case_of.bench(device, attend=False), case_of.bench(device, attend=True)
+    before = case_of.length - LAST
+    for start in range(0, before, 512):
+        case_of.run(filling, slice(start, min(start + 512, before)))
+    bench.executable.kv_write(case_of.blocks, filling.executable.kv_read(case_of.blocks))
+    case_of.run(bench, slice(before, case_of.length))
+    same_bits(bench.get_heads(3, LAST, 2, case_of.size), case_of.expected)
+    filling.close()
     bench.close()
 
 

@@ -6,7 +6,9 @@ that two sums in different orders would differ.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,15 @@ from hypothesis import strategies as st
 from one_op import examples
 
 Opened = Callable[..., Any]
+ALL = bool(os.environ.get("DASHINFER_TEST_ALL"))
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3": small("qwen3"),
     "qwen2": small("qwen2", head_dim=None, num_attention_heads=6, num_key_value_heads=1, tie_word_embeddings=True),
     "mistral": small("mistral", sliding_window=37),
     "qwen2_moe": small("qwen2_moe", head_dim=None),
-    "llama": small("llama", num_hidden_layers=1, intermediate_size=5000, attention_bias=True, mlp_bias=True),
+    "llama": small(
+        "llama", num_hidden_layers=1, hidden_size=40, intermediate_size=4200, attention_bias=True, mlp_bias=True
+    ),
 }
 MODES = {
     "bf16": ("bf16", "bf16"),
@@ -33,7 +38,10 @@ MODES = {
     "f32 with a 4-bit cache": ("f32", "u4"),
 }
 QUANTIZED = ["bf16 with an 8-bit cache", "f32 with a 4-bit cache"]
+PRODUCTS = ["bf16", "f16", "f32"]
+PAIRS = [(model, mode) for model in MODELS for mode in (PRODUCTS if model == "llama" else MODES)]  # llama: long K alone
 CHUNKS = [1, 7, 17, 64]
+CHUNK_MODES = ["bf16", "f32", *QUANTIZED]
 THREADS = [1, 2, 3, 5]
 LENGTHS = (90, 45, 70)
 BLOCKS = 16
@@ -72,8 +80,7 @@ def same(got: Array, expected: Array) -> None:
     assert not len(different), f"rows {different.tolist()} of {len(got)} differ"
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "mode"), PAIRS)
 def test_tiers(tier: str, opened: Opened, base: Callable[[str, str], list[Array]], model: str, mode: str) -> None:
     """Each tier gives the scalar tier's bits, with another number of threads."""
     with runner(opened(tier, 2), MODELS[model], *MODES[mode]) as mine:
@@ -81,11 +88,13 @@ def test_tiers(tier: str, opened: Opened, base: Callable[[str, str], list[Array]
             same(mine.whole(text(seed)), expected)
 
 
-@pytest.mark.parametrize("mode", ["bf16", "f32", *QUANTIZED])
+@pytest.mark.parametrize("mode", CHUNK_MODES)
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_chunks(tier: str, opened: Opened, base: Callable[[str, str], list[Array]], mode: str, chunk: int) -> None:
-    """Prefill in chunks of any size, down to one token a step, which is decode."""
-    for model in ("qwen3", "mistral", "qwen2_moe"):
+    """Prefill in chunks of any size, down to one token a step, which is decode. A model meets every chunk and mode."""
+    models = ("qwen3", "mistral", "qwen2_moe")
+    turn = (CHUNKS.index(chunk) + CHUNK_MODES.index(mode)) % len(models)
+    for model in models if ALL else models[turn : turn + 1]:
         with runner(opened(tier, 2), MODELS[model], *MODES[mode]) as mine:
             same(mine.whole(text(0), chunk), base(model, mode)[0])
 
@@ -151,11 +160,11 @@ def test_shared_prefixes(tier: str, opened: Opened, mode: str) -> None:
         same(first.bits(), mine.whole(Text([*common, *other_tail], [8, 10, 6])))
 
 
-@pytest.mark.parametrize("mode", ["bf16", "f32", *QUANTIZED])
-@pytest.mark.parametrize("window", [None, 1100, 300])
-def test_long_contexts(tier: str, opened: Opened, mode: str, window: int | None) -> None:
-    """Beyond a split of 1024 positions: in one step or many, by one thread or several that share a row's splits."""
-    length = 1300
+LONG = 1100
+
+
+def long_text(device: Any, mode: str, window: int | None, *steps: int) -> Array:
+    """The bits of a text beyond a split of 1024 positions, at rows near the ends of softmax steps and splits."""
     config = small(
         "mistral",
         num_hidden_layers=1,
@@ -167,20 +176,31 @@ def test_long_contexts(tier: str, opened: Opened, mode: str, window: int | None)
         sliding_window=window,
         max_position_embeddings=4096,
     )
-    wanted = [0, 255, 256, 1023, 1024, 1025, *range(length - 4, length)]
-    tokens, blocks = tokens_of(length, 10), list(range(21))
+    wanted = [0, 255, 256, 1023, 1024, 1025, *range(LONG - 4, LONG)]
+    with runner(device, config, *MODES[mode], tokens=LONG, blocks=24, block_tokens=64) as mine:
+        long = Text(tokens_of(LONG, 10), list(range(18)))
+        for count in steps:
+            mine.run((long, count), wanted=wanted)
+        return long.bits()
 
-    def run(device: Any, *steps: int) -> Array:
-        with runner(device, config, *MODES[mode], tokens=length, blocks=24, block_tokens=64) as mine:
-            long = Text(tokens, blocks)
-            for count in steps:
-                mine.run((long, count), wanted=wanted)
-            return long.bits()
 
-    expected = run(opened(tier, 1), length)
-    same(run(opened(tier, 3), length - 3, 1, 1, 1), expected)
-    same(run(opened(tier, 2), 1023, 250, 3, 20, 1, 3), expected)
-    same(run(opened("scalar", 2), length - 4, 4), expected)
+@pytest.fixture(scope="module")
+def long_base(opened: Opened) -> Callable[[str, int | None], Array]:
+    """long_base(mode, window) → the long text's bits in one step, on one thread, scalar."""
+    return cache(lambda mode, window: long_text(opened("scalar", 1), mode, window, LONG))
+
+
+@pytest.mark.parametrize("mode", CHUNK_MODES)
+@pytest.mark.parametrize("window", [None, 1050, 300])
+def test_long_contexts(
+    tier: str, opened: Opened, long_base: Callable[[str, int | None], Array], mode: str, window: int | None
+) -> None:
+    """Beyond a split of 1024 positions: in one step or many, by one thread or several that share a row's splits."""
+    expected = long_base(mode, window)
+    if tier != "scalar":
+        same(long_text(opened(tier, 1), mode, window, LONG), expected)
+    same(long_text(opened(tier, 3), mode, window, LONG - 3, 1, 1, 1), expected)
+    same(long_text(opened(tier, 2), mode, window, 1023, 50, 3, 20, 1, 3), expected)
 
 
 def test_rows_of_every_count(tier: str, opened: Opened) -> None:

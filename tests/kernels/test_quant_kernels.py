@@ -7,6 +7,7 @@ rounds is tested by itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import exact
@@ -81,15 +82,21 @@ class Product:
         return result
 
 
+@cache
+def product_of(columns: str, bits: int, planes: int) -> tuple[Codes, Array, Array, Array]:
+    """A weight, activations and what the specification says of them; the same for every tier."""
+    k, group = COLUMNS[columns]
+    weight, integers, scales = operands(k + bits, max(ROWS), 150, k, group, bits, planes)
+    return weight, integers, scales, product(weight, integers, scales, group)
+
+
 @pytest.mark.parametrize("planes", [1, 2])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("columns", COLUMNS)
 def test_products(tier: str, opened: Opened, columns: str, bits: int, planes: int) -> None:
     """Every row count gives the same bits, and they are those of the specification."""
-    k, group = COLUMNS[columns]
-    n = 150
-    weight, integers, scales = operands(k + bits, max(ROWS), n, k, group, bits, planes)
-    expected = product(weight, integers, scales, group)
+    (k, group), n = COLUMNS[columns], 150
+    weight, integers, scales, expected = product_of(columns, bits, planes)
     under_test = Product(opened(tier), n, k, group, bits, planes)
     under_test.bench.codes(under_test.weight, weight)
     for rows in ROWS:
