@@ -45,8 +45,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: "test_installed.py" not in item.nodeid)
     if not os.environ.get("DASHINFER_TEST_ALL"):
         for item in items:
-            if item.get_closest_marker("slow"):
+            if item.get_closest_marker("slow") or waits_its_turn(item):
                 item.add_marker(pytest.mark.skip(reason="part of the full matrix: make test-all"))
+
+
+def waits_its_turn(item: pytest.Item) -> bool:
+    """Whether the value of the parameter that the mark names is not the one for the values of the others.
+
+    They take turns with the sum of the others' places, so that each value meets each value of any other parameter.
+    """
+    mark = item.get_closest_marker("in_turn")
+    if mark is None or not isinstance(item, pytest.Function):
+        return False
+    values = {given.args[0]: list(given.args[1]) for given in item.iter_markers("parametrize")}
+    devices = ["reference", *ALL_TIERS]
+    places = {name: values.get(name, devices).index(value) for name, value in item.callspec.params.items()}
+    (name,) = mark.args
+    return places.pop(name) != sum(places.values()) % len(values[name])
 
 
 @pytest.fixture(params=ALL_TIERS)

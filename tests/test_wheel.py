@@ -1,4 +1,4 @@
-"""`pip wheel .` gives one wheel with every tier that runs on a machine without a compiler."""
+"""`pip wheel .` gives one wheel with every tier that runs on a machine without a compiler, of tidy objects."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from dashinfer_lite import _native
 
 HOUSE = Path(__file__).resolve().parent.parent
 
@@ -33,6 +35,22 @@ def test_it_is_whole(wheel: Path) -> None:
     assert sum(name.endswith(".so") for name in names) == 1
     assert not any(name.endswith((".cpp", ".o")) for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dashinfer_lite"}
+
+
+@pytest.mark.usefixtures("wheel")
+@pytest.mark.parametrize("tier", [name for name, _, _ in _native.tiers()])
+def test_objects_of_tiers_leak_nothing(tier: str) -> None:
+    """A tier exports its table alone: a shared inline function could carry its instructions to old processors."""
+    nm = shutil.which("nm")
+    if not nm:
+        pytest.skip("needs nm to list symbols")
+    (target,) = HOUSE.glob(f"build/temp.*-{sys.implementation.cache_tag}/cpu_kernels_{tier}_table.o")
+    listing = subprocess.run([nm, "-C", target], check=True, capture_output=True, text=True).stdout
+    if "__asan" in listing:
+        pytest.skip("the sanitizer adds symbols of its own")
+    symbols = [line[17:].split(" ", 1) for line in listing.splitlines()]
+    assert [name for kind, name in symbols if kind in "TDBRSWVuvw"] == [f"di::{tier}_table()"]
+    assert not any("_GLOBAL__sub_I" in name for _, name in symbols), "static constructors"
 
 
 def test_it_runs_without_a_compiler(wheel: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from one_op import Array, Bench, Maker, Span, assert_close, both, examples, rounded
+from one_op import Array, Bench, Maker, Span, assert_close, each, examples, rounded
 
 from dashinfer_lite.graph.program import KvSpec
 
@@ -73,6 +73,7 @@ def test_attention(device: Any, case: Case) -> None:
     check(device, case)
 
 
+@pytest.mark.in_turn("cache")
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("window", [0, 1, 301, 1100])
 def test_long_contexts(device: Any, cache: str, window: int) -> None:
@@ -102,7 +103,7 @@ def test_what_is_not_finite_shows(device: Any, cache: str, which: str, value: fl
             results.append(bench.get(3, count + (9 if more else 0)).reshape(-1, 2, bench.maker.pad_head(40))[..., :40])
         return results
 
-    with both(device, make(device, case, 2)) as benches:
+    with each(device, make(device, case, 2)) as benches:
         clean = [rows(bench) for bench in benches]
         {"k": k, "v": v}[which][0][20, 1, 7] = value
         for bench, expected in zip(benches, clean, strict=True):
@@ -122,7 +123,7 @@ def test_heads_of_one_sign_keep_their_numbers(device: Any, cache: str, sign: int
     near = [rounded(sign * (50 + rng.standard_normal((n, 2, size))), "f32") for n in (1,) * count]
     case = Case([(0, 1)] * count, (2, 2), size, cache, tables=[[b] for b in range(count)])
     step_size = np.abs(np.concatenate(near)).max(-1, keepdims=True) / largest
-    with both(device, make(device, case, count), max_blocks=1) as benches:
+    with each(device, make(device, case, count), max_blocks=1) as benches:
         for bench in benches:
             step(bench, case, [(b, 0, 1) for b in range(count)], near, near, near)
             got = bench.get_heads(3, count, 2, size)
@@ -144,7 +145,7 @@ def check(device: Any, case: Case) -> None:
     sinks = rounded(rng.standard_normal(hq), "f32")
     want = [oracle(case, b, q[b], k[b], v[b], slopes, sinks) for b in range(len(totals))]
     expected, bound = (np.concatenate([pair[i] for pair in want]) for i in range(2))
-    with both(device, make(device, case, sum(needed) + 2), max_blocks=max(needed)) as benches:
+    with each(device, make(device, case, sum(needed) + 2), max_blocks=max(needed)) as benches:
         for bench in benches:
             for weight, values in zip(
                 (w for w in bench.program.body[1].weights if w >= 0), chosen(case, slopes, sinks), strict=True

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from one_op import Array, Bench, Maker, Span, assert_bits, assert_close, both, examples, interleaved, rounded
+from one_op import Array, Bench, Maker, Span, assert_bits, assert_close, each, examples, interleaved, rounded
 
 from dashinfer_lite.graph.instant_quant import instant_quant
 from dashinfer_lite.weights.grid import Codes, Grid
@@ -37,7 +37,7 @@ def routers(device: Any, experts: int, k: int, **attrs: Any) -> Iterator[tuple[l
     maker = Maker(device.info, tokens=70, chosen=k)
     x, y = maker.slot(experts), maker.slot(2 * k)
     maker.op("route", (x,), (y,), experts=experts, chosen=k, **{"scale": 1.0, **attrs})
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         yield benches, x, y
 
 
@@ -261,7 +261,7 @@ def inputs_of(case: Case, sums: bool) -> tuple[Array, Array, Array, Array]:
 
 def check(device: Any, case: Case, sums: bool) -> None:
     layer = Layer(device, case, sums)
-    with both(device, layer.maker) as benches:
+    with each(device, layer.maker) as benches:
         for bench in benches:
             layer.fill(bench)
             got, wanted = layer.run(bench, *inputs_of(case, sums))
@@ -333,7 +333,7 @@ def test_experts_that_do_not_exist(device: Any, sums: bool) -> None:
     layer = Layer(device, case, sums)
     x, _, weights, residual = inputs_of(case, sums)
     ids = np.array([[-1, 4], [0, 1 << 30], [-(1 << 31), (1 << 31) - 1], [2, 3], [-5, 2]])
-    with both(device, layer.maker) as benches:
+    with each(device, layer.maker) as benches:
         for bench in benches:
             layer.fill(bench)
             got, wanted = layer.run(bench, x, ids, weights, residual)
@@ -360,7 +360,7 @@ def test_gate_rows(device: Any, rows: int, cols: int, types: tuple[str, str], in
     maker.op("gate_rows", (x_slot, g_slot), (y_slot,))
     out = types[0] if in_place else types[1]
     expected = x / (1 + np.exp(-gate[:, :1].astype(np.float64)))
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.poison(y_slot, rows)
             bench.put(x_slot, x)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from one_op import Array, Maker, Span, assert_close, bf16, both, examples, rounded
+from one_op import Array, Maker, Span, assert_close, bf16, each, examples, rounded
 
 from dashinfer_lite.graph.program import KvSpec
 
@@ -54,7 +54,7 @@ def test_head_norm(device: Any, rows: int, heads: int, size: int, seed: int) -> 
     maker = Maker(device.info)
     x_slot, weight = maker.slot(heads * maker.pad_head(size)), maker.vector(maker.pad_head(size))
     maker.op("head_norm", (x_slot,), (x_slot,), (weight,), heads=heads, D=size, eps=1e-6)
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.vector(weight, w)
             bench.put_heads(x_slot, x)
@@ -75,7 +75,7 @@ def test_rope(device: Any, rows: int, heads: int, size: int, share: float, inter
     maker = Maker(device.info)
     x_slot, table_slot = maker.slot(heads * maker.pad_head(size)), maker.slot(rotary)
     maker.op("rope", (x_slot, table_slot), (x_slot,), heads=heads, D=size, rotary=rotary, style=int(interleaved))
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.put_heads(x_slot, x)
             bench.put(table_slot, table)
@@ -138,7 +138,7 @@ def test_rope_kv(
         eps=1e-5,
     )
     maker.op("attention", slots[:1], (y_slot,), window=1, scale=0.5, **attrs)
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             for weight, values in zip(weights, (w_q, w_k), strict=True):
                 if weight >= 0:
@@ -177,7 +177,7 @@ def test_rope_table(device: Any, half: int, rows: int, factor: float, far: int, 
     maker = Maker(device.info)
     y_slot, weight = maker.slot(2 * half), maker.vector(half)
     maker.op("rope_table", (), (y_slot,), (weight, -1), h=half, attention=factor)
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.vector(weight, inverse)
             bench.poison(y_slot, rows)
@@ -208,7 +208,7 @@ def test_three_position_rows(
     y_slot, weight = maker.slot(2 * half), maker.vector(half)
     named = {f"section{i}": section for i, section in enumerate(sections)}
     maker.op("rope_table", (), (y_slot,), (weight, -1), h=half, attention=1.0, interleaved=int(interleaved), **named)
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.vector(weight, inverse)
             bench.run(Span(rows, positions=positions))
@@ -263,7 +263,7 @@ def test_frequencies_that_depend_on_the_length(
         theta=theta,
         logn=100,
     )
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.vector(short, inverse)
             bench.vector(long, longer)

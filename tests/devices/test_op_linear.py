@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from one_op import Array, Maker, Span, assert_close, both, examples, interleaved, round_up, rounded
+from one_op import Array, Maker, Span, assert_close, each, examples, interleaved, round_up, rounded
 
 UNIT = 2.0**-24
 ACT_ERROR = 1e-6  # of the activations, relative to their input: exp to 2 ulp, erf to 1.5e-7, three more roundings
@@ -101,7 +101,7 @@ def check(device: Any, dtype: str, case: Case) -> None:
         weights.append(maker.vector(y_cols * (1 + case.gated)))
     maker.op("linear", inputs, (y_slot,), weights, act=case.act + 16 * case.gated)
 
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.matrix(weights[0], interleaved(w, y_cols) if case.gated else w[0])
             if case.bias:
@@ -157,7 +157,7 @@ def test_a_row_range_of_a_weight_at_a_time(device: Any) -> None:
     x_slot, y_slot = maker.slot(70, "bf16"), maker.slot(96)
     weight = maker.matrix(96, 70, "bf16")
     maker.op("linear", (x_slot,), (y_slot,), (weight,))
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.put(x_slot, rng.standard_normal((3, 70)))
             bench.matrix(weight, w)
@@ -184,7 +184,7 @@ def test_columns_of_a_wider_activation(device: Any) -> None:
     maker.op("linear", (x_slot,), (y_slot,), (weight,))
     for rows in (1, 5, 32, 33, 70):
         x = rounded(rng.standard_normal((rows, 96)), "bf16")
-        with both(device, maker) as benches:
+        with each(device, maker) as benches:
             for bench in benches:
                 bench.matrix(weight, w)
                 bench.put(x_all, x)

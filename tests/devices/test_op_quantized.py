@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from one_op import Array, Bench, Maker, Span, assert_close, bf16, both, examples, rounded
+from one_op import Array, Bench, Maker, Span, assert_close, bf16, each, examples, rounded
 
 from dashinfer_lite.errors import DeviceError
 from dashinfer_lite.weights.grid import Codes
@@ -97,7 +97,7 @@ def test_products_are_exact(device: Any, case: Case) -> None:
     planes, grid = m.quantize(x_slot, case.k, group=case.group, planes=case.planes)
     m.op("linear", (planes, -1, grid), (y_slot,), (w,))
     wanted = product(case, weight, integers, scales)
-    with both(device, m) as benches:
+    with each(device, m) as benches:
         for bench in benches:
             bench.codes(w, weight)
             bench.put(x_slot, x)
@@ -139,7 +139,7 @@ def test_any_activation(device: Any, source: str, planes: int, heads: int, size:
             0.51 * np.multiply.outer(steps[:, g], np.abs(values).sum(axis=1))
             + 1e-6 * np.abs(flat[:, part]) @ np.abs(values).T
         )
-    with both(device, m) as benches:
+    with each(device, m) as benches:
         for bench in benches:
             bench.codes(w, weight)
             bench.put_heads(x_slot, x)
@@ -161,7 +161,7 @@ def test_columns_come_in_the_order_that_is_asked_for(device: Any, group: int) ->
     x = np.zeros((case.rows, case.k), np.float32)
     x[:, order] = integers
     wanted = product(case, weight, integers, np.ones((case.rows, case.groups), np.float32))
-    with both(device, m) as benches:
+    with each(device, m) as benches:
         for bench in benches:
             bench.codes(w, weight)
             bench.vector(order_at, order.view(np.float32))
@@ -177,7 +177,7 @@ def test_an_order_that_is_none_is_refused(device: Any) -> None:
     m.op("rms_norm", (x_slot,), (x_slot,), (norm,), cols=70)
     m.quantize(x_slot, 70, weights=(order_at,))
     good = np.arange(70, dtype=np.int32)[::-1].copy()
-    with both(device, m) as benches:
+    with each(device, m) as benches:
         for bench in benches:
             bench.vector(norm, np.full(96, -1, np.int32).view(np.float32))
             bench.vector(order_at, good.view(np.float32))
@@ -211,7 +211,7 @@ def test_the_epilogue_is_that_of_every_linear(device: Any, act: int, out: str) -
     pairs = sums.reshape(case.rows, -1, 2, 16)
     y = silu(pairs[:, :, 0]) * pairs[:, :, 1] if act > 16 else silu(sums) if act else sums
     wanted = y.reshape(case.rows, columns) + r
-    with both(device, m) as benches:
+    with each(device, m) as benches:
         for bench in benches:
             bench.codes(w, weight)
             bench.vector(bias, b)
@@ -238,7 +238,7 @@ def test_zeros_and_what_is_not_finite_stay_in_their_rows(device: Any) -> None:
     m.op("linear", (planes, -1, grid), (y_slot,), (w,))
     kept = np.where(np.abs(x) < 1e-30, 0, x)
     wanted = product(case, weight, np.nan_to_num(kept, posinf=0, neginf=0), np.ones((case.rows, 2), np.float32))
-    with both(device, m) as benches:
+    with each(device, m) as benches:
         for bench in benches:
             bench.codes(w, weight)
             bench.put(x_slot, x)
@@ -259,7 +259,7 @@ def test_embedding_rows_come_from_the_packed_head(device: Any) -> None:
         m.op("embed", (), (y_slot,), (w,), scale=0.5)
         by_column = [np.repeat(part, case.width, axis=1)[:, :72] for part in (weight.scales, weight.zeros)]
         wanted = (weight.codes - by_column[1]).astype(np.float32) * by_column[0] * np.float32(0.5)
-        with both(device, m) as benches:
+        with each(device, m) as benches:
             for bench in benches:
                 bench.codes(w, weight)
                 bench.poison(y_slot, 64)
@@ -275,7 +275,7 @@ def test_rows_that_no_grid_can_hold(device: Any) -> None:
     w, plain = m.quantized(32, 64), m.matrix(32, 64)
     planes, grid = m.quantize(x_slot, 64)
     m.op("linear", (planes, -1, grid), (y_slot,), (w,))
-    with both(device, m) as benches:
+    with each(device, m) as benches:
         for bench in benches:
             values = np.ones((32, 64), np.float32)
             bench.matrix(w, values, "f32")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from one_op import Array, Maker, Span, assert_close, both, examples, fill_step, rounded
+from one_op import Array, Maker, Span, assert_close, each, examples, fill_step, rounded
 
 from dashinfer_lite.devices.step import HIDDEN
 
@@ -43,7 +43,7 @@ def test_rms_norm(device: Any, rows: int, cols: int, out: str, eps: float, seed:
     maker = Maker(device.info)
     x_slot, y_slot, weight = maker.slot(cols), maker.slot(cols, out), maker.vector(cols)
     maker.op("rms_norm", (x_slot,), (y_slot,), (weight,), cols=cols, eps=eps)
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.vector(weight, w)
             bench.put(x_slot, x)
@@ -72,7 +72,7 @@ def test_layer_norm(device: Any, rows: int, cols: int, out: str, bias: bool, mea
     x_slot, y_slot = maker.slot(cols), maker.slot(cols, out)
     weights = [maker.vector(cols)] + ([maker.vector(cols)] if bias else [])
     maker.op("layer_norm", (x_slot,), (y_slot,), weights, cols=cols, eps=1e-5)
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.vector(weights[0], w)
             if bias:
@@ -109,7 +109,7 @@ def test_mul_and_add(
     out = types[home]
     maker.op(op, slots, (y_slot,))
     exact = rounded(a * b if op == "mul" else a + b, out)  # one rounding to fp32, one to the output's type
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             if home == 2:
                 bench.poison(y_slot, rows)
@@ -141,7 +141,7 @@ def test_scale_and_cast(
     attrs = {"factor": factor} if op == "scale" else {}
     maker.op(op, (x_slot,), (y_slot,), **attrs)
     exact = rounded(x * np.float32(factor) if op == "scale" else x, types[1])
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.poison(y_slot, rows)
             bench.put(x_slot, x)
@@ -166,7 +166,7 @@ def test_act(device: Any, act: int, rows: int, cols: int, types: tuple[str, str]
     maker = Maker(device.info)
     x_slot, y_slot = maker.slot(cols, types[0]), maker.slot(cols, types[1])
     maker.op("act", (x_slot,), (y_slot,), act=act)
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.put(x_slot, x)
             bench.run(Span(rows))
@@ -194,7 +194,7 @@ def test_softcap(device: Any, rows: int, cols: int, cap: float, spread: float, s
     maker = Maker(device.info)
     x_slot = maker.slot(cols)
     maker.op("softcap", (x_slot,), (x_slot,), cap=cap)
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.put(x_slot, x)
             bench.run(Span(rows))
@@ -212,7 +212,7 @@ def test_activations_of_extreme_values(device: Any, act: int) -> None:
     maker = Maker(device.info)
     x_slot, y_slot = maker.slot(32), maker.slot(32)
     maker.op("act", (x_slot,), (y_slot,), act=act)
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         bench = benches[0]
         bench.put(x_slot, np.array([[*SPECIAL, np.nan]], np.float32))
         bench.run(Span(1))
@@ -250,7 +250,7 @@ def test_rounding_to_bf16(device: Any) -> None:
     maker = Maker(device.info)
     x_slot, y_slot = maker.slot(32), maker.slot(32, "bf16")
     maker.op("cast", (x_slot,), (y_slot,))
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         bench = benches[0]
         bench.put(x_slot, bits.view(np.float32)[None])
         bench.run(Span(1))
@@ -276,7 +276,7 @@ def test_embed(device: Any, dtype: str, rows: int, cols: int, vocab: int, tied: 
     y_slot = maker.slot(cols)
     weight = maker.matrix(vocab, cols, dtype, kind="linear" if tied else "table")
     maker.op("embed", (), (y_slot,), (weight,), scale=scale)
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.matrix(weight, table)
             bench.poison(y_slot, rows)
@@ -297,7 +297,7 @@ def test_gather_rows(device: Any, rows: int, wanted: list[int], cols: int, dtype
     x_slot, h_slot, y_slot = maker.slot(cols, dtype), maker.slot(cols, dtype), maker.slot(cols, dtype, "R")
     maker.op("cast", (x_slot,), (h_slot,))
     maker.tail_op("gather_rows", (h_slot,), (y_slot,))
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             bench.put(x_slot, x)
             bench.run(Span(rows, logits=wanted))
@@ -321,7 +321,7 @@ def test_hidden(device: Any, rows: int, cols: int, flagged: set[int], seed: int)
     wanted = list(range(rows))[::-1]
     tiles = [range(first, min(first + 8, rows)) for first in range(0, rows, 8)]
     drawn = [row for tile in tiles if not flagged.issuperset(tile) for row in tile]
-    with both(device, maker) as benches:
+    with each(device, maker) as benches:
         for bench in benches:
             step = fill_step(bench.step, [Span(rows, logits=wanted)])
             step.sample["flags"][sorted(row for row in flagged if row < rows)] |= HIDDEN

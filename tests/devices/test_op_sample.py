@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from one_op import Array, Bench, Maker, Span, both, examples, fill_step, rounded
+from one_op import Array, Bench, Maker, Span, both, each, examples, fill_step, rounded
 
 from dashinfer_lite.devices.step import RAW_LOGPROB, STATUS_EMPTY, STATUS_NAN, STATUS_OK
 
@@ -142,7 +142,7 @@ def test_scored_rows(device: Any) -> None:
     rng = np.random.default_rng(3)
     logits = rounded(rng.standard_normal((20, 77)), "f32")
     targets = rng.integers(0, 77, 20)
-    with both(device, make(device, 77)) as benches:
+    with each(device, make(device, 77)) as benches:
         for bench in benches:
             got = sample(bench, logits, target=targets, temperature=1.0, n_top=TOPS, flags=RAW_LOGPROB)
             x = logits.astype(np.float64)
@@ -159,7 +159,7 @@ def test_rows_that_cannot_be_sampled(device: Any) -> None:
     logits[1, 39] = np.nan
     logits[2] = -np.inf
     logits[3, 7] = np.inf
-    with both(device, make(device, 40)) as benches:
+    with each(device, make(device, 40)) as benches:
         for bench in benches:
             for temperature in (0.0, 1.0):
                 got = sample(bench, logits, temperature=temperature, flags=RAW_LOGPROB)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from one_op import Array, Bench, Maker, Span, assert_close, both, fill_step, rounded
+from one_op import Array, Bench, Maker, Span, assert_close, each, fill_step, rounded
 
 from dashinfer_lite.devices.step import NO_SWAPS, RAW_LOGPROB
 from dashinfer_lite.errors import DeviceError
@@ -43,8 +43,8 @@ def make(info: Any, cache: Any = "f32", host_blocks: int = 0) -> Maker:
 
 @contextmanager
 def models(device: Any, cache: str = "f32", host_blocks: int = 0) -> Iterator[list[Bench]]:
-    """The model on the device and on the reference."""
-    with both(device, make(device.info, cache, host_blocks)) as benches:
+    """The model wherever `each` has it."""
+    with each(device, make(device.info, cache, host_blocks)) as benches:
         for bench in benches:
             bench.matrix(0, TABLE)
         yield benches

@@ -93,7 +93,7 @@ def test_any_schedule(opened: Callable[[str], tuple[Any, Program]], kv_dtype: st
         engine.stop()
         return list(tokens)
 
-    @settings(max_examples=40)
+    @settings(max_examples=settings.default.max_examples // 5)
     @example(schedule=FULL)
     @given(schedule=st.lists(actions, max_size=24))
     def check(schedule: list[Action]) -> None:

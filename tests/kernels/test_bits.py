@@ -6,7 +6,6 @@ that two sums in different orders would differ.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -19,7 +18,6 @@ from hypothesis import strategies as st
 from one_op import examples
 
 Opened = Callable[..., Any]
-ALL = bool(os.environ.get("DASHINFER_TEST_ALL"))
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3": small("qwen3"),
     "qwen2": small("qwen2", head_dim=None, num_attention_heads=6, num_key_value_heads=1, tie_word_embeddings=True),
@@ -88,15 +86,16 @@ def test_tiers(tier: str, opened: Opened, base: Callable[[str, str], list[Array]
             same(mine.whole(text(seed)), expected)
 
 
+@pytest.mark.in_turn("model")
+@pytest.mark.parametrize("model", ["qwen3", "mistral", "qwen2_moe"])
 @pytest.mark.parametrize("mode", CHUNK_MODES)
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_chunks(tier: str, opened: Opened, base: Callable[[str, str], list[Array]], mode: str, chunk: int) -> None:
-    """Prefill in chunks of any size, down to one token a step, which is decode. A model meets every chunk and mode."""
-    models = ("qwen3", "mistral", "qwen2_moe")
-    turn = (CHUNKS.index(chunk) + CHUNK_MODES.index(mode)) % len(models)
-    for model in models if ALL else models[turn : turn + 1]:
-        with runner(opened(tier, 2), MODELS[model], *MODES[mode]) as mine:
-            same(mine.whole(text(0), chunk), base(model, mode)[0])
+def test_chunks(
+    tier: str, opened: Opened, base: Callable[[str, str], list[Array]], model: str, mode: str, chunk: int
+) -> None:
+    """Prefill in chunks of any size, down to one token a step, which is decode."""
+    with runner(opened(tier, 2), MODELS[model], *MODES[mode]) as mine:
+        same(mine.whole(text(0), chunk), base(model, mode)[0])
 
 
 @pytest.mark.parametrize("threads", THREADS)

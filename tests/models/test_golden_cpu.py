@@ -1,12 +1,13 @@
 """The CPU device on every tier, in fp32 and in the model's own 16-bit type, against each family's reference.
 
-All prompts run together, and on the best tier in every order and in chunks of every size.
+All prompts run together, and on the best tier in other orders and in chunks.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ from golden_rules import (
 from stepping import Loop, Sequence, load
 
 from dashinfer_lite.devices import open_device
+
+# Each prompt stands in each place, each chunk size comes with another order than the one it is compared with.
+VARIATIONS: list[tuple[tuple[str, ...], int | None]] = [
+    (PROMPTS[::-1], None),
+    (PROMPTS[1:] + PROMPTS[:1], 1),
+    (PROMPTS[2:] + PROMPTS[:2], 7),
+    (PROMPTS, 64),
+]
+if os.environ.get("DASHINFER_TEST_ALL"):
+    VARIATIONS = [*itertools.product(itertools.permutations(PROMPTS), (None, 1, 7, 64))]
 
 
 def _run(
@@ -94,16 +105,11 @@ def _forced_error(folder: Path, kv_dtype: str) -> float:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_order_and_chunks_change_no_bit(golden: Path, name: str) -> None:
-    """Every order of arrival and every chunk size gives the same logits, bit for bit, on the best tier."""
+    """Orders of arrival and chunk sizes give the same logits, bit for bit, on the best tier."""
     expected = expected_of(golden / name)
     for dtype in ("f32", own_type(golden / name)):
         base = _generate(golden / name, expected, dtype=dtype)
-        variations = [(order, None) for order in itertools.permutations(PROMPTS)] + [
-            (PROMPTS, 1),
-            (PROMPTS, 7),
-            (PROMPTS, 64),
-        ]
-        for order, chunk in variations[1:]:
+        for order, chunk in VARIATIONS:
             threads = 1 if chunk == 7 else 3
             got = _generate(golden / name, expected, order, dtype=dtype, chunk=chunk, threads=threads)
             for prompt in PROMPTS:

@@ -86,6 +86,7 @@ def test_a_checkpoint_is_the_model_that_it_stands_for(tmp_path: Path, name: str,
     assert types["shared_expert.down_proj"] == stored
 
 
+@pytest.mark.in_turn("config")
 @pytest.mark.parametrize("config", [QWEN, MIXTRAL], ids=["qwen2_moe", "mixtral"])
 @pytest.mark.parametrize("mode", ["a16w8", "a16w4-g32", "a8w8"])
 def test_instant_quant_computes_with_the_weights_of_its_formula(

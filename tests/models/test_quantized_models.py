@@ -60,6 +60,7 @@ def test_fp32(golden: Path, name: str, device: dict[str, Any]) -> None:
         assert sequence.drawn == expected[f"{prompt}.greedy_ids"].tolist(), prompt
 
 
+@pytest.mark.in_turn("chunk")
 @pytest.mark.parametrize("chunk", [None, 7])
 @pytest.mark.parametrize("name", MODELS)
 def test_16_bit(golden: Path, name: str, device: dict[str, Any], chunk: int | None) -> None:
@@ -135,6 +136,7 @@ def check_close(got: np.ndarray, wanted: np.ndarray) -> None:
     assert np.abs(got - wanted).max() <= 2e-3 * np.abs(wanted).max()
 
 
+@pytest.mark.in_turn("config")
 @pytest.mark.parametrize("config", [SMALL, TIED], ids=["qwen2", "qwen3-tied"])
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_checkpoint_is_the_model_that_it_stands_for(
@@ -154,6 +156,7 @@ def test_a_checkpoint_is_the_model_that_it_stands_for(
     check_close(logits(load(folder, **device)), wanted)
 
 
+@pytest.mark.in_turn("config")
 @pytest.mark.parametrize("config", [SMALL, TIED], ids=["qwen2", "qwen3-tied"])
 @pytest.mark.parametrize("mode", ["a16w8", "a16w4", "a16w4-g32", "a16w8-g64", "a8w8", "a8w8-g32"])
 def test_instant_quant_computes_with_the_weights_of_its_formula(
@@ -185,6 +188,7 @@ def test_every_stored_type_is_quantized_alike_on_every_device(tmp_path: Path, dt
     check_close(logits(load(folder, device="cpu", threads=2, **options)), wanted)
 
 
+@pytest.mark.in_turn("config")
 @pytest.mark.parametrize("mode", ["a16w8", "a16w4-g32", "a8w8-g32"])
 @pytest.mark.parametrize("config", [SMALL, TIED], ids=["qwen2", "qwen3-tied"])
 def test_a_folder_that_was_quantized_before_gives_the_same_bits(

@@ -1,14 +1,14 @@
 """Programs of a few instructions, made by hand: the op-level interface of a device.
 
-`Maker` lays slots and weights out as lowering would, `Bench` is such a program on a device, and `both` runs it on the
-device under test and on the reference with the same paddings.
+`Maker` lays slots and weights out as lowering would, `Bench` is such a program on a device; `both` and `each` run it on
+the device under test and on the reference with the same paddings.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from dashinfer_lite.graph.program import Instr, KvSpec, Limits, Part, Program, S
 from dashinfer_lite.weights.grid import Codes
 
 Array = np.ndarray
+ALL = bool(os.environ.get("DASHINFER_TEST_ALL"))
 ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1}
 QUANT_CELL = 64
 BAND = 32
@@ -31,9 +32,8 @@ NO_KV = KvSpec(0, 1, 32, "f32", 32, 1)
 
 def examples(count: int) -> Callable[[Any], Any]:
     """So many examples, or eight times as many in the full matrix. A device stays open over all of them."""
-    full = bool(os.environ.get("DASHINFER_TEST_ALL"))
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-    return settings(max_examples=8 * count if full else count, deadline=None, suppress_health_check=checks)
+    return settings(max_examples=8 * count if ALL else count, deadline=None, suppress_health_check=checks)
 
 
 def round_up(x: int, to: int) -> int:
@@ -333,11 +333,25 @@ class Bench:
         self.executable.close()
 
 
-@contextmanager
-def both(device: Any, maker: Maker, **options: Any) -> Iterator[list[Bench]]:
+def both(device: Any, maker: Maker, **options: Any) -> AbstractContextManager[list[Bench]]:
     """The program on the device and on the reference."""
-    reference = ReferenceDevice(col_align=maker.info.col_align, head_align=maker.info.head_align)
-    benches = [Bench(device, maker, **options), Bench(reference, maker, **options)]
+    return _benches([device, _reference(maker)], maker, options)
+
+
+def each(device: Any, maker: Maker, **options: Any) -> AbstractContextManager[list[Bench]]:
+    """The same where an oracle judges both: the reference, which knows no tiers, comes beside the scalar one alone."""
+    beside = ALL or device.info.name != "cpu" or device.info.tier == "scalar"
+    return _benches([device, _reference(maker)] if beside else [device], maker, options)
+
+
+def _reference(maker: Maker) -> ReferenceDevice:
+    """With the device's paddings."""
+    return ReferenceDevice(col_align=maker.info.col_align, head_align=maker.info.head_align)
+
+
+@contextmanager
+def _benches(devices: list[Any], maker: Maker, options: dict[str, Any]) -> Iterator[list[Bench]]:
+    benches = [Bench(device, maker, **options) for device in devices]
     try:
         yield benches
     finally:
