@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 STAT = Path("/proc/stat")
 PROBE_BYTES = 1 << 30  # read in 2 MB pages: far beyond every cache
-PROBE_ROUNDS = 200_000
+PROBE_ROUNDS = 1_000_000  # some 20 ms: a clock that rises for a burst does not count
 MOST_CONTENTION = 0.05  # the share of the machine that others may take before a sample is invalid
 
 
