@@ -126,6 +126,8 @@ struct Grid {
 };
 
 constexpr size_t kLeastStretch = size_t{1} << 16;  // bytes of weights that are worth a call of their own
+constexpr size_t kResidentRows = size_t{1} << 20;  // bytes of rows that stay in L2; others come anew for each stretch
+constexpr int kLeastPanels = 4;                    // of a stretch, for such rows
 constexpr int kHelped = 3;  // neighbours: with many threads, looking at all of them would take longer than helping
 
 Grid gemm_grid(int panels, int bands, int threads) {
@@ -157,7 +159,9 @@ void fill_product(const Run& run, const di_instr& in, Args& args) {
 template <class F>
 void share_product(const Run& run, int index, const Weight& w, int rows, F multiply) {
     const int panels = w.desc.n / kCell, bands = (rows + kCell - 1) / kCell;
-    const int least = static_cast<int>(kLeastStretch * static_cast<size_t>(panels) / w.bytes());
+    const bool resident = rows <= kCell || static_cast<size_t>(rows) * static_cast<size_t>(w.desc.k) <= kResidentRows / 2;
+    const int least =
+        resident ? static_cast<int>(kLeastStretch * static_cast<size_t>(panels) / w.bytes()) : kLeastPanels;
     const Grid grid = gemm_grid(panels, bands, run.threads);
     for (int i = 0; i < std::min(run.threads, 1 + kHelped); ++i) {
         const int owner = (run.thread + i) % run.threads;
