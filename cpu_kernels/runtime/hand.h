@@ -36,7 +36,8 @@ class alignas(64) Hand {
             if (left <= 0) return false;
             const int half = left / 2 < least ? least : left / 2, n = half < 1 ? 1 : half > left ? left : half;
             const int begin = end == End::Front ? front : things - back - n;
-            const uint64_t next = round % kRounds << 40 | static_cast<uint64_t>(end == End::Front ? front + n : front) << 20 |
+            const uint64_t next = round % kRounds << 40 |
+                                  static_cast<uint64_t>(end == End::Front ? front + n : front) << 20 |
                                   static_cast<uint64_t>(end == End::Back ? back + n : back);
             if (!taken_.compare_exchange_weak(seen, next, std::memory_order_relaxed)) continue;
             *stretch = {begin, begin + n};

@@ -159,7 +159,8 @@ void fill_product(const Run& run, const di_instr& in, Args& args) {
 template <class F>
 void share_product(const Run& run, int index, const Weight& w, int rows, F multiply) {
     const int panels = w.desc.n / kCell, bands = (rows + kCell - 1) / kCell;
-    const bool resident = rows <= kCell || static_cast<size_t>(rows) * static_cast<size_t>(w.desc.k) <= kResidentRows / 2;
+    const bool resident =
+        rows <= kCell || static_cast<size_t>(rows) * static_cast<size_t>(w.desc.k) <= kResidentRows / 2;
     const int least =
         resident ? static_cast<int>(kLeastStretch * static_cast<size_t>(panels) / w.bytes()) : kLeastPanels;
     const Grid grid = gemm_grid(panels, bands, run.threads);

@@ -73,10 +73,10 @@ class Program {
     std::vector<int32_t> last_token_;                                    // by sequence slot
     std::vector<int32_t> token_, block_of_, offset_of_, prompt_len_of_;  // [T] of the current step
     std::vector<AttentionPlan> plans_;
-    std::vector<int> plan_of_;             // body instruction → plan, or -1
-    std::unique_ptr<Counter[]> counters_;  // two an instruction: tasks and merges
-    std::unique_ptr<Hand[]> hands_;        // a thread and instruction
-    uint64_t round_ = 0;                   // of the hands: passes over the body or the tail so far
+    std::vector<int> plan_of_;                     // body instruction → plan, or -1
+    std::unique_ptr<Counter[]> counters_;          // two an instruction: tasks and merges
+    std::unique_ptr<Hand[]> hands_;                // a thread and instruction
+    uint64_t round_ = 0;                           // of the hands: passes over the body or the tail so far
     std::vector<SamplerScratch> sampler_scratch_;  // a thread
     std::vector<bool> touched_;                    // blocks that were ever handed out
     int64_t blocks_touched_ = 0;
