@@ -99,11 +99,11 @@ def _figures(args: argparse.Namespace, turns: list[tuple[Phase, Phase, Phase]]) 
         ("goodput", "% of saturation"): [100 * now.speed / fmean((old.speed, new.speed)) for old, now, new in turns],
         ("saturation", "answers/s"): [phase.tally.answered / phase.seconds for phase in calm],
         ("refused", "/s"): [len(phase.tally.refusal_s) / phase.seconds for phase in full],
-        ("until a refusal", "ms"): [1e3 * value for phase in full for value in phase.tally.refusal_s],
+        ("until a refusal", "ms"): [1e3 * median(phase.tally.refusal_s) for phase in full if phase.tally.refusal_s],
     }
     for name, phases in (("saturation", calm), (more, full)):
         figures |= {
-            (f"TTFT, {name}", "ms"): [1e3 * value for phase in phases for value in phase.tally.ttft_s],
+            (f"TTFT, {name}", "ms"): [1e3 * median(phase.tally.ttft_s) for phase in phases if phase.tally.ttft_s],
             (f"server, {name}", "% of the machine"): [
                 100 * phase.cpu_s / phase.seconds / PROCESSORS for phase in phases
             ],

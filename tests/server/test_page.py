@@ -47,7 +47,7 @@ def tab(browser: Browser, url: str) -> Iterator[Page]:
 
 @pytest.fixture
 def page(tab: Page, url: str) -> Iterator[Page]:
-    """The page as at a first visit. At the end nothing may have been thrown, logged, or refused by the content policy."""
+    """The page as at a first visit. At the end nothing may have been thrown, logged, or refused by its policy."""
     tab.begin_anew(url)
     tab.wait_for("document.body.dataset.engine === 'up'")
     yield tab
