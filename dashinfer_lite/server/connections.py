@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from uvicorn.server import ServerState
 
 HEADER_TIMEOUT_S: Final = 10.0
@@ -35,15 +37,15 @@ def limited_protocol(
             self._expect_headers()
 
         def data_received(self, data: bytes) -> None:
-            if self._is_between_requests():
-                self._header_bytes += len(data)
-                self._expect_headers()
             super().data_received(data)
             if not self._is_between_requests():
                 self._header_bytes = 0
                 self._stop(self._patience)
                 self._patience = None
-            elif self._header_bytes > MAX_HEADER_BYTES:
+                return
+            self._header_bytes += len(data)
+            self._expect_headers()
+            if self._header_bytes > MAX_HEADER_BYTES:
                 self.transport.abort()
 
         def connection_lost(self, error: Exception | None) -> None:
@@ -118,6 +120,10 @@ class _Joined:
         if not self._pieces:
             self._loop.call_soon(self._flush)
         self._pieces.append(data)
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        for data in pieces:
+            self.write(data)
 
     def close(self) -> None:
         self._flush()
