@@ -99,7 +99,9 @@ def _figures(args: argparse.Namespace, turns: list[tuple[Phase, Phase, Phase]]) 
         ("goodput", "% of saturation"): [100 * now.speed / fmean((old.speed, new.speed)) for old, now, new in turns],
         ("saturation", "answers/s"): [phase.tally.answered / phase.seconds for phase in calm],
         ("refused", "/s"): [len(phase.tally.refusal_s) / phase.seconds for phase in full],
-        ("until a refusal, in ticks of 2", "ms"): [1e3 * median(phase.tally.refusal_s) for phase in full if phase.tally.refusal_s],
+        ("until a refusal, in ticks of 2", "ms"): [
+            1e3 * median(phase.tally.refusal_s) for phase in full if phase.tally.refusal_s
+        ],
     }
     for name, phases in (("saturation", calm), (more, full)):
         figures |= {
