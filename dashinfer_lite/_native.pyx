@@ -510,7 +510,7 @@ cdef class Machine:
             rate = self.probe.read_bandwidth()
         return rate
 
-    def matrix_peak(self, int64_t rounds=200000):
+    def matrix_peak(self, int64_t rounds=1000000):
         """Register-only matrix products on all threads, in floating-point operations per second; 0 without a matrix unit."""
         cdef double rate
         with nogil:

@@ -99,8 +99,8 @@ class AmxTiles {
 
   private:
     static constexpr int kTileRows = 16;
-    static constexpr int kTile = kCellSize / 2;  // elements
-    static constexpr long kScoreBytes = kScoreStride * sizeof(float);
+    static constexpr int kTile = kCellSize / 2;                        // elements
+    static constexpr long kScoreBytes = kScoreStride * sizeof(float);  // of a row of scores or probabilities
 
     // 32 columns of 17 to 32 rows on their way out of the tiles 4 to 7. Stores of tiles stop the multiplications behind
     // them: so they are done between the instructions of the next sums' first cell.
@@ -125,28 +125,36 @@ class AmxTiles {
         }
     }
 
+    // Rows of 32 columns, kRowBytes apart, in tile 0 (and tile 1).
+    template <int kTile, long kRowBytes>
+    static DI_INLINE void load_x(const bf16* x) {
+        tile_load<kTile>(x + kTile * kTileRows * (kRowBytes / static_cast<long>(sizeof(bf16))), kRowBytes);
+    }
+
     // The first cell of new sums: x[rows, 32] · cell, onto what `from` holds.
+    template <long kRowBytes>
     DI_INLINE void first_cell(const bf16* x, const bf16* cell, const Sums& from) const {
         exchange<4>(from);
-        tile_load<0>(x);
+        load_x<0, kRowBytes>(x);
         load_once<2>(cell);
         tile_multiply_bf16<4, 0, 2>();
         exchange<5>(from);
         load_once<3>(cell + kTile);
         tile_multiply_bf16<5, 0, 3>();
         exchange<6>(from);
-        tile_load<1>(x + kTile);
+        load_x<1, kRowBytes>(x);
         tile_multiply_bf16<6, 1, 2>();
         exchange<7>(from);
         tile_multiply_bf16<7, 1, 3>();
     }
+    template <long kRowBytes>
     static DI_INLINE void next_cell(const bf16* x, const bf16* cell) {
-        tile_load<0>(x);
+        load_x<0, kRowBytes>(x);
         load_once<2>(cell);
         tile_multiply_bf16<4, 0, 2>();
         load_once<3>(cell + kTile);
         tile_multiply_bf16<5, 0, 3>();
-        tile_load<1>(x + kTile);
+        load_x<1, kRowBytes>(x);
         tile_multiply_bf16<6, 1, 2>();
         tile_multiply_bf16<7, 1, 3>();
     }
@@ -173,7 +181,7 @@ class AmxTiles {
         for (int c = 0; c < cells; ++c, q += kCellSize) {
             const bf16* cell = next;
             if (c + 1 < cells) next = source_.k(k, c + 1, nullptr);
-            c == 0 ? first_cell(q, cell, {}) : next_cell(q, cell);
+            c == 0 ? first_cell<kTileStride>(q, cell, {}) : next_cell<kTileStride>(q, cell);
         }
         leaving_ = {s, kScoreBytes};
     }
@@ -185,7 +193,7 @@ class AmxTiles {
         for (int g = 0; g < groups; ++g) {
             const bf16* cell = next;
             if (g + 1 < groups) next = source_.v(v[g + 1], c, nullptr);
-            g == 0 ? first_cell(p, cell, sums) : next_cell(p + g * kCellSize, cell);
+            g == 0 ? first_cell<kScoreBytes>(p, cell, sums) : next_cell<kScoreBytes>(p + g * kCell, cell);
         }
         leaving_ = sums;
     }
@@ -197,14 +205,15 @@ class AmxTiles {
         for (int c = 0; c < cells; ++c, q += kCellSize) {
             const bf16* cell = next;
             if (c + 1 < cells) next = source_.k(k, c + 1, ahead);
-            narrow_cell(q, cell);
+            narrow_cell<kTileStride>(q, cell);
         }
         store_row<4>(s, kScoreBytes);
     }
 
     // Sums of 32 columns += x[rows, 32] · cell
+    template <long kRowBytes>
     static DI_INLINE void narrow_cell(const bf16* x, const bf16* cell) {
-        tile_load<0>(x);
+        load_x<0, kRowBytes>(x);
         tile_load<2>(cell);
         tile_multiply_bf16<4, 0, 2>();
         tile_load<3>(cell + kTile);
@@ -221,7 +230,7 @@ class AmxTiles {
         for (int g = 0; g < groups; ++g) {
             const bf16* cell = next;
             if (g + 1 < groups) next = source_.v(v[g + 1], c, ahead[g + 1]);
-            narrow_cell(p + g * kCellSize, cell);
+            narrow_cell<kScoreBytes>(p + g * kCell, cell);
         }
         store_row<4>(to, row_bytes);
     }
@@ -240,7 +249,7 @@ class AmxTiles {
                 next = source_.v(v[g + 1], c, ahead[g + 1]);
                 next2 = source_.v(v[g + 1], c + 1, ahead[g + 1]);
             }
-            tile_load<0>(p + g * kCellSize);
+            load_x<0, kScoreBytes>(p + g * kCell);
             tile_load<2>(cell);
             tile_multiply_bf16<4, 0, 2>();
             tile_load<3>(cell + kTile);

@@ -29,10 +29,13 @@ struct Lines {
     const char* at = nullptr;
     const char* end = nullptr;
 
+    // The next n lines, even beyond the end.
     template <int kWrite, int kLocality>
     DI_INLINE void fetch(int n) {
-        for (; n > 0 && at < end; --n, at += 64) __builtin_prefetch(at, kWrite, kLocality);
+        for (int i = 0; i < n; ++i) __builtin_prefetch(at + 64 * i, kWrite, kLocality);
+        at += 64 * n;
     }
+    bool is_done() const { return at >= end; }
     // Lines a step, to be done in n steps.
     int share(int n) const { return static_cast<int>((end - at) / 64 + n - 1) / n; }
 };

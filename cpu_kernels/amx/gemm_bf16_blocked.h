@@ -11,6 +11,7 @@ namespace di {
 namespace {
 
 constexpr int kBlockCells = 14;  // cells of K in a block: 28 KiB of one panel stay in L1
+constexpr int kRowsACell = 4;    // rows that are finished between the instructions of a cell
 constexpr size_t kCellBytes = kCellSize * sizeof(bf16);
 constexpr long kSumStride = kCell * sizeof(float);
 
@@ -35,6 +36,20 @@ struct Block {
     const char* w;
     int cells;
     const float* from;  // running sums as four tiles, or null: start at zero
+};
+
+// Cache lines that are fetched while a block is multiplied, some of each kind in a cell.
+struct Fetches {
+    Lines w, x, out;
+    int w_lines = 0, x_lines = 0, out_lines = 0;
+
+    template <bool kAll>
+    DI_INLINE void fetch() {
+        w.fetch<0, 2>(w_lines);
+        if (!kAll) return;
+        x.fetch<0, 2>(x_lines);
+        out.fetch<1, 3>(out_lines);
+    }
 };
 
 // Sums on their way out of the tiles 4 to 7.
@@ -65,12 +80,13 @@ class Pipeline {
     float* sums() { return sums_; }
     void leave(const Leaving& sums) { leaving_ = sums; }
 
-    // A block, kTwo: of more than 16 rows. Meanwhile the sums of the block before leave and are finished.
-    template <bool kTwo>
-    DI_INLINE void run(const Block& b, Lines& next_w, int w_lines, Lines next_x, Lines out) {
+    // A block, kTwo: of more than 16 rows. Meanwhile the sums of the block before leave and are finished, and lines are
+    // fetched: kAll: of rows and sums too, not of weights alone.
+    template <bool kTwo, bool kAll>
+    DI_INLINE void run(const Block& b, Fetches& ahead) {
         first_cell<kTwo>(b);
         settle();
-        other_cells<kTwo>(b, next_w, w_lines, next_x, out);
+        other_cells<kTwo, kAll>(b, ahead);
     }
 
     // After the last block.
@@ -100,13 +116,13 @@ class Pipeline {
         if (kTwo) tile_multiply_bf16<7, 1, 3>();
     }
 
-    template <bool kTwo>
-    DI_INLINE void other_cells(const Block& b, Lines& next_w, int w_lines, Lines next_x, Lines out) {
-        const int cells = b.cells - 1;
-        if (cells == 0) return pending_.finish_all();
-        const int x_lines = next_x.share(cells), out_lines = out.share(cells), rows = parts_of(pending_.rows, cells);
+    // The neighbour on the same core, if there is one, has half of the instructions' slots: what need not be done in a
+    // cell is not even asked about there.
+    template <bool kTwo, bool kAll>
+    DI_INLINE void other_cells(const Block& b, Fetches& ahead) {
         const char *x = b.x, *w = b.w;
-        for (int c = 0; c < cells; ++c) {
+        int left = b.cells - 1;
+        const auto cell = [&] {
             x += kCellBytes, w += kCellBytes;
             tile_load<2>(w);
             tile_load_stream<0>(x);
@@ -118,11 +134,13 @@ class Pipeline {
                 tile_multiply_bf16<6, 1, 2>();
                 tile_multiply_bf16<7, 1, 3>();
             }
-            next_w.fetch<0, 2>(w_lines);
-            next_x.fetch<0, 2>(x_lines);
-            out.fetch<1, 3>(out_lines);
-            pending_.advance(rows);
+            ahead.fetch<kAll>();
+        };
+        for (; left > 0 && pending_.left() >= kRowsACell; --left) {
+            cell();
+            pending_.template advance<kRowsACell>();
         }
+        for (; left > 0; --left) cell();
         pending_.finish_all();
     }
 
@@ -203,26 +221,36 @@ struct Group {
         const char* w = panel_of(g, p) + step.k0 * kCellBytes;
         const char* w_next = p + 1 < q1 ? panel_of(g, p + 1) + step.k0 * kCellBytes
                                         : panel_of(g, step.final ? q1 : q0) + step.next0 * kCellBytes;
-        Lines next_w{w_next, w_next + cells * kCellBytes};
-        const int fetches = bands() * (cells > 1 ? cells - 1 : 1);  // a block's first cell fetches nothing
-        const int w_lines = next_w.share(fetches), next_cells = step.next1 - step.next0;
+        Fetches ahead;
+        ahead.w = {w_next, w_next + cells * kCellBytes};
+        const int after = cells > 1 ? cells - 1 : 1;  // a block's first cell fetches nothing
+        const int w_lines = ahead.w.share(bands() * after), next_cells = step.next1 - step.next0;
         // This panel's part of the next block of x.
         const int x0 = step.next0 + part_begin(next_cells, q1 - q0, p - q0);
         const int x1 = step.next0 + part_begin(next_cells, q1 - q0, p - q0 + 1);
         for (int i = 0; i < bands(); ++i) {
             const int m = m0 + i * kCell, rows = m1 - m < kCell ? m1 - m : kCell;
             const Block block{x(i, step.k0), w, cells, step.first ? nullptr : acc(p, i)};
-            Lines next_x, out;
-            if (!resident) {
-                next_x = {x(i, x0), x(i, x1)};
-                out = output_lines(step, m, p, i);
-            }
-            if (rows > 16) {
-                line.template run<true>(block, next_w, w_lines, next_x, out);
+            ahead.w_lines = ahead.w.is_done() ? 0 : w_lines;
+            if (resident) {
+                run_block<false>(block, ahead, rows);
             } else {
-                line.template run<false>(block, next_w, w_lines, next_x, out);
+                ahead.x = {x(i, x0), x(i, x1)};
+                ahead.out = output_lines(step, m, p, i);
+                ahead.x_lines = ahead.x.share(after);
+                ahead.out_lines = ahead.out.share(after);
+                run_block<true>(block, ahead, rows);
             }
             line.leave(leaving(step, m, rows, p, i));
+        }
+    }
+
+    template <bool kAll>
+    DI_INLINE void run_block(const Block& block, Fetches& ahead, int rows) const {
+        if (rows > 16) {
+            line.template run<true, kAll>(block, ahead);
+        } else {
+            line.template run<false, kAll>(block, ahead);
         }
     }
 

@@ -166,6 +166,7 @@ class QuantGroup {
         const int band_rows = x_.band(), second = band_rows - 16, size = w_.group_cells();
         const size_t x_step = static_cast<size_t>(kPlanes) * band_rows * kQuantCell;
         Ahead ahead = weights_ahead(s, next, p);
+        const int w_lines = ahead.w.share(bands() * kUnits * s.cells);
         // This panel's part of the next stretch of x.
         const size_t x0 = next.cell + part_begin(next.cells, q1_ - q0_, p - q0_);
         const size_t x1 = next.cell + part_begin(next.cells, q1_ - q0_, p - q0_ + 1);
@@ -173,6 +174,7 @@ class QuantGroup {
             const int half = i % kUnits, band = m0_ + i / kUnits * kCell, first = half * second;
             const int m = band + 16 * half, left = m1_ - m;
             if (left <= 0) continue;
+            ahead.w_lines = ahead.w.is_done() ? 0 : w_lines;
             const int8_t* x = x_.row(band, 0, 0);
             const auto* x_ahead = reinterpret_cast<const char*>(x);
             if (!resident_) {
@@ -207,9 +209,7 @@ class QuantGroup {
         const KRange& then = more ? s : next;
         const int panel = more ? p + 1 : s.last ? q1_ : q0_;
         const auto* at = reinterpret_cast<const char*>(panel_codes(w_, panel) + then.cell * code_bytes(kNibbles));
-        Ahead ahead{{at, at + then.cells * code_bytes(kNibbles)}, {}, 0, 0};
-        ahead.w_lines = ahead.w.share(bands() * kUnits * s.cells);
-        return ahead;
+        return {{at, at + then.cells * code_bytes(kNibbles)}, {}, 0, 0};
     }
 
     // A group's sums are to leave the tiles and to become pending work.

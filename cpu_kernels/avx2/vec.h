@@ -183,6 +183,10 @@ DI_INLINE Vec::Mask operator!(Vec::Mask a) {
 DI_INLINE Vec select(Vec::Mask m, Vec a, Vec b) {
     return {_mm256_blendv_ps(b.lo, a.lo, m.lo), _mm256_blendv_ps(b.hi, a.hi, m.hi)};
 }
+// y · 2ⁿ for -126 <= n <= 127, or 0 where x < low.
+DI_INLINE Vec scale_from(Vec y, Vec n, Vec x, float low) {
+    return select(less(x, Vec::set(low)), Vec::zero(), y * pow2(n));
+}
 
 }  // namespace
 }  // namespace di

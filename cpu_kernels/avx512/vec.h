@@ -123,9 +123,9 @@ DI_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 DI_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
 DI_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 DI_INLINE Vec rint(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-DI_INLINE Vec pow2(Vec n) {
-    const __m512 t = _mm512_add_ps(n.v, _mm512_set1_ps(0x1.8p23f + 127.0f));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t), 23))};
+// y · 2ⁿ, or 0 where x < low.
+DI_INLINE Vec scale_from(Vec y, Vec n, Vec x, float low) {
+    return {_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x.v, _mm512_set1_ps(low), _CMP_NLT_UQ), y.v, n.v)};
 }
 
 DI_INLINE Vec::Mask less(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }

@@ -17,9 +17,10 @@
 //       s[rows, 32] = q[rows, D] · k[32, D]ᵀ; rows of s are kScoreStride apart
 //   finish_scores()                they need not be in memory before
 //   values(p, v, groups, cells, o, width, ahead)
-//       o[rows, 32 · cells] += p[rows, 32 · groups] · v; rows of o are `width` apart
-// q and p are cells [32 rows][32]; k and v[i] are `cells` cells; `ahead` is where as many lie that are to be
-// prefetched, or null. With codes the products are of integers (code - zero point): the walk multiplies scores by the
+//       o[rows, 32 · cells] += p[rows, 32 · groups] · v; rows of o are `width` apart, rows of p kScoreStride floats:
+//       probabilities take the place of their scores, and both stay in L1
+// q is cells [32 rows][32]; k and v[i] are `cells` cells; `ahead` is where as many lie that are to be prefetched, or
+// null. With codes the products are of integers (code - zero point): the walk multiplies scores by the
 // scales of K, and probabilities by those of V.
 #pragma once
 #include "elementwise.h"
@@ -95,14 +96,10 @@ class AttentionTile {
           cells_(a.padded_head / kCell),
           tiles_(rows_, scratch + kNeeded - kExpandFloats),
           pool_(a.kv.pool) {
-        constexpr size_t operand = kOperandFloats;
         q_ = reinterpret_cast<Operand*>(scratch);
-        p_ = reinterpret_cast<Operand*>(scratch + operand);
-        s_ = scratch + 2 * operand;
+        s_ = scratch + kOperandFloats;
         states_ = s_ + kMaxTileRows * kScoreStride;
-        static_assert(kSoftmaxStep <= kMaxHead, "p fits where q would");
-        static_assert(kNeeded <= attention_scratch_floats(),
-                      "the caller's scratch holds q, p, s, two states, two cells");
+        static_assert(kNeeded <= attention_scratch_floats(), "the caller's scratch holds q, s, two states, two cells");
         group_bytes_ = static_cast<size_t>(cells_) * Tiles::kCellBytes;
         half_bytes_ = a.kv.half_bytes();
         head_offset_ = static_cast<size_t>(a.kv.k(0, a.layer, t.kv_head) - a.kv.pool);
@@ -140,15 +137,15 @@ class AttentionTile {
   private:
     static constexpr size_t kOperandFloats = kMaxTileRows * kMaxHead;
     static constexpr size_t kNeeded =
-        2 * kOperandFloats + kMaxTileRows * kScoreStride + 2 * partial_floats(kMaxHead) + kExpandFloats;
+        kOperandFloats + kMaxTileRows * kScoreStride + 2 * partial_floats(kMaxHead) + kExpandFloats;
 
     float* row(const SoftmaxState& state, int r) const { return state.o + r * a_.padded_head; }
 
-    // Which cache positions each row and the tile as a whole see: [begin, end).
+    // Which cache positions each row, some row, and every row see: [begin, end), [first, last), [all_begin, all_end).
     void look_around() {
         const int group = a_.q_heads / a_.kv_heads;
-        first_ = t_.kv_len;
-        last_ = 0;
+        first_ = all_end_ = t_.kv_len;
+        last_ = all_begin_ = 0;
         for (int r = 0; r < rows_; ++r) {
             const int index = t_.kv_base + (t_.row0 + r) / group;
             int end = index < t_.bidirectional ? t_.bidirectional : index + 1;
@@ -158,6 +155,8 @@ class AttentionTile {
             end_[r] = end;
             if (begin < first_) first_ = begin;
             if (end > last_) last_ = end;
+            if (begin > all_begin_) all_begin_ = begin;
+            if (end < all_end_) all_end_ = end;
         }
     }
 
@@ -219,13 +218,15 @@ class AttentionTile {
             tiles_.scores(q_, k, cells_, s_ + g * kCell, v[g].data);
         }
         tiles_.finish_scores();
-        const PerRow tops = maxima(s0, state);
+        const bool whole = s0 >= all_begin_ && s0 + kSoftmaxStep <= all_end_;
+        const PerRow tops = whole ? maxima<true>(s0, state) : maxima<false>(s0, state);
         PerRow factors, sums{};
         for (int i = 0; i < kMaxTileRows; i += 16) {
             decay(Vec::load(state.m + i), Vec::load(tops.v + i)).store(factors.v + i);
         }
         for (int r = 0; r < rows_; ++r) {
-            sums.v[r] = probabilities(r, s0, g0, g1, tops.v[r]);
+            sums.v[r] =
+                whole ? probabilities<true>(r, s0, g0, g1, tops.v[r]) : probabilities<false>(r, s0, g0, g1, tops.v[r]);
             if (factors.v[r] != 1.0f) {
                 const Vec f = Vec::set(factors.v[r]);
                 float* o = row(state, r);
@@ -236,7 +237,7 @@ class AttentionTile {
             (Vec::load(state.l + i) * Vec::load(factors.v + i) + Vec::load(sums.v + i)).store(state.l + i);
             Vec::load(tops.v + i).store(state.m + i);
         }
-        tiles_.values(p_ + g0 * kCellSize, v + g0, g1 - g0, cells_, state.o, a_.padded_head, next + g0);
+        tiles_.values(probabilities_of(0) + g0 * kCell, v + g0, g1 - g0, cells_, state.o, a_.padded_head, next + g0);
     }
 
     // Scales and zero points of the 32 positions from `at` on, group g of a step; prefetches those of `after`.
@@ -252,21 +253,24 @@ class AttentionTile {
         v.zeros = grid + 3 * tokens;
     }
 
-    // What row r sees of the step: [lo, hi) relative to s0, empty if lo >= hi.
+    // What row r sees of the step: [lo, hi) relative to s0, empty if lo >= hi. kWhole: every row sees all of it.
     struct Sight {
         int lo, hi;
     };
-    Sight sight(int r, int s0) const {
+    template <bool kWhole>
+    DI_INLINE Sight sight(int r, int s0) const {
+        if (kWhole) return {0, kSoftmaxStep};
         const int lo = begin_[r] - s0, hi = end_[r] - s0;
         return {lo > 0 ? lo : 0, hi < kSoftmaxStep ? hi : kSoftmaxStep};
     }
 
     // Scales, caps, biases and masks the scores; max(m, largest score of the step) for each row.
+    template <bool kWhole>
     PerRow maxima(int s0, const SoftmaxState& state) {
         PerRow tops{};
         const Vec hidden = Vec::set(-__builtin_inff());
         for (int r = 0; r < rows_; ++r) {
-            const Sight see = sight(r, s0);
+            const Sight see = sight<kWhole>(r, s0);
             tops.v[r] = state.m[r];
             if (see.lo >= see.hi) continue;
             float* s = s_ + r * kScoreStride;
@@ -284,6 +288,7 @@ class AttentionTile {
                 select(Vec::first_n(see.hi - end + 16), Vec::load(last), hidden).store(last);
             }
             Vec top = hidden;
+#pragma GCC unroll 4
             for (int i = begin; i < end; i += 16) top = max(top, Vec::load(s + i));
             const float largest = top.reduce_max();
             if (largest > state.m[r]) tops.v[r] = largest;  // a NaN shows in its p
@@ -300,28 +305,31 @@ class AttentionTile {
         }
     }
 
+    Operand* probabilities_of(int r) const { return reinterpret_cast<Operand*>(s_ + r * kScoreStride); }
+
     // p = exp(s - top) over the groups [g0, g1), 0 where row r sees nothing, each times the scale of V where it has
-    // one; the sum of exp, unrounded and unscaled.
-    float probabilities(int r, int s0, int g0, int g1, float top) {
-        const Sight see = sight(r, s0);
+    // one; the sum of exp, unrounded and unscaled. A row's p is never longer than its s: it follows behind.
+    template <bool kWhole>
+    DI_INLINE float probabilities(int r, int s0, int g0, int g1, float top) {
+        const Sight see = sight<kWhole>(r, s0);
         const bool any = see.lo < see.hi;
         const int begin = any ? see.lo / 16 : 2 * g1, end = any ? (see.hi + 15) / 16 : 2 * g1;
         const float* s = s_ + r * kScoreStride;
-        Operand* const p = p_ + r * kCell;
-        const auto at = [&](unsigned i) { return p + i / 2 * kCellSize + i % 2 * 16; };
-        for (int i = 2 * g0; i < begin; ++i) Tiles::put(at(i), Vec::zero());
+        Operand* const p = probabilities_of(r);
+        for (int i = 2 * g0; i < begin; ++i) Tiles::put(p + i * 16, Vec::zero());
         const Vec m = Vec::set(top == -__builtin_inff() ? 0.0f : top);  // every score -inf: every p 0
         Vec sum = Vec::zero();
+#pragma GCC unroll 2
         for (int i = begin; i < end; ++i) {
             const Vec e = exp_bounded(Vec::load(s + i * 16) - m);
             sum = sum + e;
             if constexpr (Tiles::kCodes) {
-                Tiles::put(at(i), e * Vec::load(v_scales_ + 16 * i));
+                Tiles::put(p + i * 16, e * Vec::load(v_scales_ + 16 * i));
             } else {
-                Tiles::put(at(i), e);
+                Tiles::put(p + i * 16, e);
             }
         }
-        for (int i = end; i < 2 * g1; ++i) Tiles::put(at(i), Vec::zero());
+        for (int i = end; i < 2 * g1; ++i) Tiles::put(p + i * 16, Vec::zero());
         return sum.reduce_add();
     }
 
@@ -331,9 +339,9 @@ class AttentionTile {
     Tiles tiles_;
     const uint8_t* pool_;
     size_t group_bytes_, half_bytes_, head_offset_, block_bytes_;
-    Operand *q_, *p_;
+    Operand* q_;
     float *s_, *states_;
-    int first_, last_;
+    int first_, last_, all_begin_, all_end_;
     int begin_[kMaxTileRows], end_[kMaxTileRows];
     alignas(64) float k_scales_[Tiles::kCodes ? kSoftmaxStep : 16];  // of a step
     alignas(64) float v_scales_[Tiles::kCodes ? kSoftmaxStep : 16];

@@ -13,9 +13,9 @@ DI_INLINE void put_rounded(float* to, Vec v, CellBf16) {
     Vec::load_bf16(rounded).store(to);
 }
 
-// acc[R] += x[R, 32] · half a cell; rows of x are 32 apart. Prefetches the same half of the cell `ahead`, line by line
-// beside the arithmetic.
-template <class Cell, int R>
+// acc[R] += x[R, 32] · half a cell; rows of x are kStride apart. Prefetches the same half of the cell `ahead`, line by
+// line beside the arithmetic.
+template <class Cell, int R, int kStride>
 DI_INLINE void add_half_cell(Vec* acc, const float* x, const typename Cell::T* cell, int half,
                              const typename Cell::T* ahead) {
     Vec te[R], to[R];
@@ -28,8 +28,8 @@ DI_INLINE void add_half_cell(Vec* acc, const float* x, const typename Cell::T* c
         __builtin_prefetch(ahead + r * kCell, 0, 2);
         if (sizeof *ahead == 4) __builtin_prefetch(ahead + r * kCell + 16, 0, 2);
         for (int m = 0; m < R; ++m) {
-            te[m] = fma(Vec::set(x[m * kCell + 2 * r]), even, te[m]);
-            to[m] = fma(Vec::set(x[m * kCell + 2 * r + 1]), odd, to[m]);
+            te[m] = fma(Vec::set(x[m * kStride + 2 * r]), even, te[m]);
+            to[m] = fma(Vec::set(x[m * kStride + 2 * r + 1]), odd, to[m]);
         }
     }
     for (int m = 0; m < R; ++m) acc[m] = acc[m] + (te[m] + to[m]);
@@ -66,7 +66,7 @@ struct FmaTiles {
         for (int c = 0; c < cells; ++c) {
             for (int r = 0; r < rows_; r += kRows) {
                 float* to = o + r * width + c * kCell;
-                values_of<kRows>(rows_ - r, p + r * kCell, cache, groups, c, to, width, r == 0 ? next : cache);
+                values_of<kRows>(rows_ - r, p + r * kScoreStride, cache, groups, c, to, width, r == 0 ? next : cache);
             }
         }
     }
@@ -92,7 +92,7 @@ struct FmaTiles {
             Vec acc[R];
             for (int m = 0; m < R; ++m) acc[m] = Vec::zero();
             for (int c = 0; c < cells; ++c)
-                add_half_cell<Cell, R>(acc, q + c * kCellSize, k + c * kCellSize, half, ahead + c * kCellSize);
+                add_half_cell<Cell, R, kCell>(acc, q + c * kCellSize, k + c * kCellSize, half, ahead + c * kCellSize);
             for (int m = 0; m < R; ++m) acc[m].store(s + m * kScoreStride + 16 * half);
         }
     }
@@ -105,7 +105,8 @@ struct FmaTiles {
             Vec acc[R];
             for (int m = 0; m < R; ++m) acc[m] = Vec::load(o + m * stride + 16 * half);
             for (int g = 0; g < groups; ++g) {
-                add_half_cell<Cell, R>(acc, p + g * kCellSize, v[g] + c * kCellSize, half, ahead[g] + c * kCellSize);
+                add_half_cell<Cell, R, kScoreStride>(acc, p + g * kCell, v[g] + c * kCellSize, half,
+                                                     ahead[g] + c * kCellSize);
             }
             for (int m = 0; m < R; ++m) acc[m].store(o + m * stride + 16 * half);
         }

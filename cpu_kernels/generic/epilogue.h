@@ -145,13 +145,35 @@ struct PendingRows {
         bias = to_float.bias;
     }
 
-    DI_INLINE void advance(int n) {
-        if (row >= rows) return;
-        const int end = row + n < rows ? row + n : rows;
+    int left() const { return rows - row; }
+
+    // The next kCount rows, of at least as many.
+    template <int kCount>
+    DI_INLINE void advance() {
+        if constexpr (kHow == Finish::SiluMul) {
+            const float* from = sums + static_cast<size_t>(row) * kCell;
+            bf16* to = static_cast<bf16*>(y) + static_cast<size_t>(row) * kCell;
+            for (int r = 0; r < kCount; ++r) finish_silu_mul(from + r * kCell, to + r * kCell);
+            row += kCount;
+        } else {
+            finish_some(row + kCount);
+        }
+    }
+
+    DI_INLINE void finish_all() {
+        if (row < rows) finish_some(rows);
+    }
+
+  private:
+    static DI_INLINE void finish_silu_mul(const float* from, bf16* to) {
+        put(to, silu(Vec::load(from)) * Vec::load(from + 16));
+    }
+
+    DI_NOINLINE void finish_some(int end) {
         if constexpr (kHow == Finish::SiluMul) {
             for (; row < end; ++row) {
                 const size_t at = static_cast<size_t>(row) * kCell;
-                put(static_cast<bf16*>(y) + at, silu(Vec::load(sums + at)) * Vec::load(sums + at + 16));
+                finish_silu_mul(sums + at, static_cast<bf16*>(y) + at);
             }
         } else {
             wide ? finish_to<float>(end) : finish_to<bf16>(end);
@@ -159,11 +181,8 @@ struct PendingRows {
         }
     }
 
-    DI_INLINE void finish_all() { advance(rows); }
-
-  private:
     template <class Out>
-    DI_NOINLINE void finish_to(int end) {
+    DI_INLINE void finish_to(int end) {
         const OutputRows<Out> out(static_cast<Out*>(y), residual, bias);
         if (gated) return finish_gated(out, act, row, end, sums);
         if (act != Act::None) return finish_activated(out, act, row, end, sums);

@@ -18,8 +18,7 @@ DI_INLINE Vec exp_bounded(Vec x) {
     p = fma(p, r, Vec::set(4.1665795894e-2f));
     p = fma(p, r, Vec::set(1.6666665459e-1f));
     p = fma(p, r, Vec::set(5.0000001201e-1f));
-    const Vec y = fma(p, r * r, r + Vec::set(1.0f)) * pow2(n);
-    return select(less(x, Vec::set(-87.0f)), Vec::zero(), y);
+    return scale_from(fma(p, r * r, r + Vec::set(1.0f)), n, x, -87.0f);
 }
 
 DI_INLINE Vec exp(Vec x) { return exp_bounded(min(Vec::set(88.0f), x)); }  // in this order a NaN stays one

@@ -183,6 +183,10 @@ DI_INLINE Vec::Mask is_nan(Vec a) { return !equal(a, a); }
 DI_INLINE Vec select(Vec::Mask m, Vec a, Vec b) {
     return Vec::each([&](int i) { return vbslq_f32(m.q[i], a.q[i], b.q[i]); });
 }
+// y · 2ⁿ for -126 <= n <= 127, or 0 where x < low.
+DI_INLINE Vec scale_from(Vec y, Vec n, Vec x, float low) {
+    return select(less(x, Vec::set(low)), Vec::zero(), y * pow2(n));
+}
 DI_INLINE Vec max(Vec a, Vec b) { return select(less(b, a), a, b); }  // as on x86: b where either is NaN
 DI_INLINE Vec min(Vec a, Vec b) { return select(less(a, b), a, b); }
 

@@ -125,6 +125,11 @@ struct Grid {
     int panels, bands;
 };
 
+constexpr size_t kLeastStretch = size_t{1} << 16;  // bytes of weights that are worth a call of their own
+constexpr size_t kResidentRows = size_t{1} << 20;  // bytes of rows that stay in L2; others come anew for each stretch
+constexpr int kLeastPanels = 4;                    // of a stretch, for such rows
+constexpr int kHelped = 3;  // neighbours: with many threads, looking at all of them would take longer than helping
+
 Grid gemm_grid(int panels, int bands, int threads) {
     Grid best{threads, 1};
     int64_t least = INT64_MAX;
@@ -150,16 +155,25 @@ void fill_product(const Run& run, const di_instr& in, Args& args) {
     args.scratch = run.scratch();
 }
 
-// Calls multiply(m0, m1, p0, p1) for this thread's rows and panels, if it has any.
+// Calls multiply(m0, m1, p0, p1) for this thread's rows and panels, then for some of its neighbours' if they are late.
 template <class F>
-void share_product(const Run& run, const Weight& w, int rows, F multiply) {
+void share_product(const Run& run, int index, const Weight& w, int rows, F multiply) {
     const int panels = w.desc.n / kCell, bands = (rows + kCell - 1) / kCell;
+    const bool resident =
+        rows <= kCell || static_cast<size_t>(rows) * static_cast<size_t>(w.desc.k) <= kResidentRows / 2;
+    const int least =
+        resident ? static_cast<int>(kLeastStretch * static_cast<size_t>(panels) / w.bytes()) : kLeastPanels;
     const Grid grid = gemm_grid(panels, bands, run.threads);
-    if (run.thread >= grid.panels * grid.bands) return;
-    const Range p = share(panels, run.thread % grid.panels, grid.panels);
-    const Range m = share(bands, run.thread / grid.panels, grid.bands);
-    if (p.begin == p.end || m.begin == m.end) return;
-    multiply(m.begin * kCell, std::min(m.end * kCell, rows), p.begin, p.end);
+    for (int i = 0; i < std::min(run.threads, 1 + kHelped); ++i) {
+        const int owner = (run.thread + i) % run.threads;
+        if (owner >= grid.panels * grid.bands) continue;
+        const Range p = share(panels, owner % grid.panels, grid.panels);
+        const Range m = share(bands, owner / grid.panels, grid.bands);
+        Hand& hand = run.hand(index, owner);
+        const End end = i == 0 ? End::Front : End::Back;
+        for (Range r; hand.take(run.round, p.end - p.begin, least, end, &r);)
+            multiply(m.begin * kCell, std::min(m.end * kCell, rows), p.begin + r.begin, p.begin + r.end);
+    }
 }
 
 Planes planes(const Run& run, int slot, int count) {
@@ -181,19 +195,19 @@ void quantize(const Run& run, const di_instr& in, int) {
     run.kernels.quantize(args, rows.begin, rows.end);
 }
 
-void linear_quant(const Run& run, const di_instr& in, const Weight& w) {
+void linear_quant(const Run& run, const di_instr& in, int index, const Weight& w) {
     GemmQ args{};
     fill_product(run, in, args);
     args.x = planes(run, in.in[0], run.view(in.in[0]).cols / (w.quant.cells * kQuantCell));
     args.grid = run.view(in.in[2]);
     args.w = w.quant;
-    share_product(run, w, args.x.rows,
+    share_product(run, index, w, args.x.rows,
                   [&](int m0, int m1, int p0, int p1) { run.kernels.gemm_quant(args, m0, m1, p0, p1); });
 }
 
-void linear(const Run& run, const di_instr& in, int) {
+void linear(const Run& run, const di_instr& in, int index) {
     const Weight& w = run.weight(in.weight[0]);
-    if (w.is_quantized()) return linear_quant(run, in, w);
+    if (w.is_quantized()) return linear_quant(run, in, index, w);
     Gemm args{};
     fill_product(run, in, args);
     args.x = run.view(in.in[0]);
@@ -202,7 +216,7 @@ void linear(const Run& run, const di_instr& in, int) {
     const auto gemm = w.desc.dtype == DI_BF16  ? run.kernels.gemm_bf16
                       : w.desc.dtype == DI_F16 ? run.kernels.gemm_f16
                                                : run.kernels.gemm_f32;
-    share_product(run, w, args.x.rows, [&](int m0, int m1, int p0, int p1) { gemm(args, m0, m1, p0, p1); });
+    share_product(run, index, w, args.x.rows, [&](int m0, int m1, int p0, int p1) { gemm(args, m0, m1, p0, p1); });
 }
 
 // ---- Attention ----
@@ -349,11 +363,11 @@ void sample_one(const Run& run, const LogitRow& row) {
 }
 
 // A task is a few neighbouring rows, as many as leave work for every thread.
-void sample(const Run& run, const di_instr& in, int) {
+void sample(const Run& run, const di_instr& in, int index) {
     const View logits = run.view(in.in[0]);
     SamplerScratch& scratch = run.sampler_scratch();
     const int most = std::max(1, std::min(SamplerScratch::kRows, run.tail_count / (2 * run.threads)));
-    for (int64_t i; (i = run.sample_counter().take() * most) < run.tail_count;) {
+    for (int64_t i; (i = run.counter(index, 0).take() * most) < run.tail_count;) {
         const int first = static_cast<int>(i), count = std::min(most, run.tail_count - first);
         float* maxima = scratch.raw_maxima.get();
         run.kernels.block_maxima(logits, first, count, run.vocab(), maxima, static_cast<size_t>(scratch.blocks));

@@ -186,8 +186,10 @@ bool Program::prepare(const di_program_desc& desc, char* why, size_t why_bytes) 
         if (p == plans_.size()) plans_.emplace_back(shape);
         plan_of_[i] = static_cast<int>(p);
     }
-    counters_.reset(new (std::nothrow) Counter[body_.size() * 2 + 1]);
-    if (!counters_) return fail(why, why_bytes, "out of memory");
+    const size_t instructions = body_.size() + tail_.size();
+    counters_.reset(new (std::nothrow) Counter[instructions * 2]);
+    hands_.reset(new (std::nothrow) Hand[instructions * static_cast<size_t>(threads)]);
+    if (!counters_ || !hands_) return fail(why, why_bytes, "out of memory");
     if (vocab_ > 0) {
         sampler_scratch_.resize(static_cast<size_t>(threads));
         for (SamplerScratch& scratch : sampler_scratch_)
@@ -293,7 +295,20 @@ void Program::index_tokens(const di_step& step) {
 
 void Program::plan_attention(const di_step& step) {
     for (AttentionPlan& plan : plans_) plan.build(step, device_->team->threads());
-    for (size_t i = 0; i <= body_.size() * 2; ++i) counters_[i].reset();
+    reset_counters(0);
+}
+
+void Program::reset_counters(size_t from) {
+    for (size_t i = from * 2; i < (body_.size() + tail_.size()) * 2; ++i) counters_[i].reset();
+}
+
+// Hands know a round by its last digits: they are cleared before those repeat.
+void Program::begin_round(uint64_t passed) {
+    const uint64_t before = round_;
+    round_ += passed + 1;
+    if (round_ / Hand::kRounds == before / Hand::kRounds) return;
+    const size_t hands = (body_.size() + tail_.size()) * static_cast<size_t>(device_->team->threads());
+    for (size_t i = 0; i < hands; ++i) hands_[i].clear();
 }
 
 int Program::run(const di_step& step, char* why, size_t why_bytes) {
@@ -308,12 +323,12 @@ int Program::run(const di_step& step, char* why, size_t why_bytes) {
     const auto work = [](void* opaque, int thread, int threads) {
         auto& c = *static_cast<Context*>(opaque);
         Program& program = *c.program;
-        Run run{program, *program.device_->kernels, *c.step, thread, threads};
+        Run run{program, *program.device_->kernels, *c.step, thread, threads, program.round_};
         const bool timed = program.profiling_ && thread == 0;
-        const auto execute = [&](const std::vector<di_instr>& list, bool is_body) {
+        const auto execute = [&](const std::vector<di_instr>& list, size_t first) {
             for (size_t i = 0; i < list.size(); ++i) {
                 const uint64_t before = timed ? os_now_ns() : 0;
-                op_function(list[i].op)(run, list[i], is_body ? static_cast<int>(i) : -1);
+                op_function(list[i].op)(run, list[i], static_cast<int>(first + i));
                 if (list[i].flags & DI_INSTR_SYNC) run.barrier();
                 if (timed) program.op_ns_[list[i].op] += static_cast<int64_t>(os_now_ns() - before);
                 if (list[i].op == DI_OP_HIDDEN && run.wants_no_tokens()) return;
@@ -325,21 +340,23 @@ int Program::run(const di_step& step, char* why, size_t why_bytes) {
                 std::memset(program.kv_.k(c.step->clear_blocks[i], 0, 0), 0, program.kv_.block_bytes());
             run.barrier();
         }
-        execute(program.body_, true);
+        execute(program.body_, 0);
         for (int row = 0; row < c.step->R && !program.tail_.empty(); row += program.tail_rows_) {
             run.tail_row = row;
             run.tail_count = std::min(program.tail_rows_, c.step->R - row);
             if (row > 0) {
                 run.barrier();
-                if (thread == 0) run.sample_counter().reset();
+                if (thread == 0) program.reset_counters(program.body_.size());
                 run.barrier();
             }
-            execute(program.tail_, false);
+            ++run.round;
+            execute(program.tail_, program.body_.size());
         }
         if (run.kernels.release) run.kernels.release();
     };
     TurnGuard turn(device_->team->threads());
     if (!device_->team->run(work, &context, why, why_bytes)) return DI_EDEAD;
+    begin_round(1 + static_cast<uint64_t>(step.R));  // more than there were passes
     last_step_ns_ = static_cast<int64_t>(os_now_ns() - start);
     return DI_OK;
 }

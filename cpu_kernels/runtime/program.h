@@ -9,6 +9,7 @@
 #include "../kernels.h"
 #include "attention_plan.h"
 #include "experts.h"
+#include "hand.h"
 #include "os.h"
 #include "sampler.h"
 #include "team.h"
@@ -55,6 +56,8 @@ class Program {
     int check(const di_step& step, char* why, size_t why_bytes) const;
     void index_tokens(const di_step& step);
     void plan_attention(const di_step& step);
+    void reset_counters(size_t from);  // of the instructions from there on
+    void begin_round(uint64_t passed);
 
     CpuDevice* device_;
     std::vector<di_slot> slots_;
@@ -70,8 +73,10 @@ class Program {
     std::vector<int32_t> last_token_;                                    // by sequence slot
     std::vector<int32_t> token_, block_of_, offset_of_, prompt_len_of_;  // [T] of the current step
     std::vector<AttentionPlan> plans_;
-    std::vector<int> plan_of_;             // body instruction → plan, or -1
-    std::unique_ptr<Counter[]> counters_;  // two a body instruction: tasks and merges; the last one: sampled rows
+    std::vector<int> plan_of_;                     // body instruction → plan, or -1
+    std::unique_ptr<Counter[]> counters_;          // two an instruction: tasks and merges
+    std::unique_ptr<Hand[]> hands_;                // a thread and instruction
+    uint64_t round_ = 0;                           // of the hands: passes over the body or the tail so far
     std::vector<SamplerScratch> sampler_scratch_;  // a thread
     std::vector<bool> touched_;                    // blocks that were ever handed out
     int64_t blocks_touched_ = 0;
@@ -86,6 +91,7 @@ struct Run {
     const KernelTable& kernels;
     const di_step& step;
     int thread, threads;
+    uint64_t round;                    // of the hands
     int tail_row = 0, tail_count = 0;  // the current tile of logit rows
 
     void barrier() const { program.device_->team->barrier(thread); }
@@ -114,7 +120,7 @@ struct Run {
         return program.plans_[static_cast<size_t>(program.plan_of_[static_cast<size_t>(index)])];
     }
     Counter& counter(int index, int which) const { return program.counters_[static_cast<size_t>(index * 2 + which)]; }
-    Counter& sample_counter() const { return program.counters_[program.body_.size() * 2]; }
+    Hand& hand(int index, int owner) const { return program.hands_[static_cast<size_t>(index * threads + owner)]; }
     SamplerScratch& sampler_scratch() const { return program.sampler_scratch_[static_cast<size_t>(thread)]; }
     int vocab() const { return program.vocab_; }
     int max_logprobs() const { return program.max_logprobs_; }
@@ -122,7 +128,7 @@ struct Run {
     int slots() const { return static_cast<int>(program.last_token_.size()); }
 };
 
-// Does this thread's share of one instruction; `index` is its place in the body, or -1 in the tail.
+// Does this thread's share of one instruction; `index` is its place in the body, or behind it in the tail.
 using OpFn = void (*)(const Run& run, const di_instr& instr, int index);
 OpFn op_function(int op);  // null: unknown
 
@@ -130,13 +136,5 @@ OpFn op_function(int op);  // null: unknown
 bool check_instr(const di_instr& instr, bool in_tail, const std::vector<di_slot>& slots,
                  const std::vector<Weight>& weights, const di_kv_desc& kv, int experts_per_token, char* why,
                  size_t why_bytes);
-
-struct Range {
-    int begin, end;
-};
-inline Range share(int n, int part, int parts) {
-    return {static_cast<int>(static_cast<int64_t>(n) * part / parts),
-            static_cast<int>(static_cast<int64_t>(n) * (part + 1) / parts)};
-}
 
 }  // namespace di

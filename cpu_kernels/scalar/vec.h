@@ -219,6 +219,10 @@ inline Vec::Mask operator!(Vec::Mask a) {
 inline Vec select(Vec::Mask m, Vec a, Vec b) {
     return Vec::each([&](int i) { return m.b[i] ? a.f[i] : b.f[i]; });
 }
+// y · 2ⁿ for -126 <= n <= 127, or 0 where x < low.
+inline Vec scale_from(Vec y, Vec n, Vec x, float low) {
+    return select(less(x, Vec::set(low)), Vec::zero(), y * pow2(n));
+}
 
 }  // namespace
 }  // namespace di

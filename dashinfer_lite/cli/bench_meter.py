@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 STAT = Path("/proc/stat")
 PROBE_BYTES = 1 << 30  # read in 2 MB pages: far beyond every cache
-PROBE_ROUNDS = 200_000
+PROBE_ROUNDS = 1_000_000  # some 20 ms: a clock that rises for a burst does not count
 MOST_CONTENTION = 0.05  # the share of the machine that others may take before a sample is invalid
 
 
@@ -114,7 +114,8 @@ def take_samples(
     least_s: float,
     progress: Callable[[int, int], None],
 ) -> list[Sample]:
-    """Take `count` samples, each between two measurements of the roofs; up to twice as many where some are invalid.
+    """Take `count` samples, each between two measurements of the roofs, of which the higher counts; up to twice as
+    many samples where some are invalid.
 
     A sample repeats the work until `least_s` have passed, because the system counts processor time in hundredths of a
     second. The valid ones are returned, or all where there are too few.
@@ -129,7 +130,8 @@ def take_samples(
             value += work()
         share = others.share()
         after = probe()
-        roofs = Roofs((before.read + after.read) / 2, (before.matrix + after.matrix) / 2)
+        # Whatever disturbs a probe lowers it: the better one is nearer to what the machine can do.
+        roofs = Roofs(max(before.read, after.read), max(before.matrix, after.matrix))
         samples.append(Sample(value, roofs, share))
         before = after
         if share is None and len(samples) == count:

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Route
 
+from dashinfer_lite.server.door import Door
 from dashinfer_lite.server.endpoint import Endpoint, json_response
 from dashinfer_lite.server.errors import ApiError, as_api_error
 from dashinfer_lite.server.guards import Guards
@@ -66,7 +67,7 @@ def create_app(llm: LLM | None = None, settings: Settings | None = None, *, name
 
     app = Starlette(
         routes=_routes(service),
-        middleware=_middleware(settings),
+        middleware=_middleware(service),
         exception_handlers={HTTPException: _routing_error, ApiError: _api_error},
         lifespan=lifespan,
     )
@@ -120,8 +121,9 @@ def _page(name: str) -> Response:
     return Response(known[name].read_bytes(), headers={"content-type": PAGE_TYPES[suffix], **PAGE_HEADERS})
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
-    layers = [Middleware(Guards, settings)]
+def _middleware(service: Service) -> list[Middleware]:
+    settings = service.settings
+    layers = [Middleware(Guards, settings), Middleware(Door, service, POSTS)]
     if settings.allowed_origins:
         cors = Middleware(
             CORSMiddleware,

@@ -8,11 +8,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
+from starlette.requests import ClientDisconnect
 
 from dashinfer_lite.server.errors import ApiError, invalid
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import Receive
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -24,8 +26,25 @@ async def read_body(request: Request, kind: type[T], limit: int, timeout_s: floa
         async with asyncio.timeout(timeout_s):
             data = await _bytes(request, limit)
     except TimeoutError:
-        raise ApiError(408, f"the body did not arrive within {timeout_s:g} seconds") from None
+        raise _too_slow(timeout_s) from None
     return decode(data, kind)
+
+
+async def drop_body(receive: Receive, limit: int, timeout_s: float) -> None:
+    """Let a body arrive and forget it: a client that is still sending may not hear what it is told."""
+    size, more = 0, True
+    try:
+        async with asyncio.timeout(timeout_s):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                size += len(message.get("body", b""))
+                if size > limit:
+                    raise _too_large(limit)
+                more = message.get("more_body", False)
+    except TimeoutError:
+        raise _too_slow(timeout_s) from None
 
 
 def decode(data: bytes | bytearray, kind: type[T]) -> T:
@@ -63,6 +82,10 @@ async def _bytes(request: Request, limit: int) -> bytearray:
         if len(data) > limit:
             raise _too_large(limit)
     return data
+
+
+def _too_slow(timeout_s: float) -> ApiError:
+    return ApiError(408, f"the body did not arrive within {timeout_s:g} seconds")
 
 
 def _too_large(limit: int) -> ApiError:

@@ -39,7 +39,6 @@ class Endpoint(Generic[T]):
         try:
             service.check_open()
             body = await read_body(request, self._kind, service.settings.max_body, service.settings.body_timeout_s)
-            service.room.check_number()  # before anything else: saying no must cost little
         except ClientDisconnect:
             service.metrics.disconnects.inc()
             return

@@ -63,7 +63,7 @@ class Guards:
             raise ApiError(431, f"the headers are larger than {self._max_headers} bytes")
         if self._hosts is not None and _host_name(headers.get(b"host", b"")) not in self._hosts:
             raise ApiError(403, "this host name is not served; allow it with --allow-host", code="unknown_host")
-        if self._keys and not is_open(_own_path(scope)) and scope["method"] != "OPTIONS":
+        if self._keys and not is_open(own_path(scope)) and scope["method"] != "OPTIONS":
             self._check_key(headers.get(b"authorization", b""))
 
     def _check_key(self, authorization: bytes) -> None:
@@ -85,7 +85,7 @@ def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 
-def _own_path(scope: Scope) -> str:
+def own_path(scope: Scope) -> str:
     """The path inside this application, which may be mounted under another one's."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")

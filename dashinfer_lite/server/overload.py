@@ -61,39 +61,42 @@ class WaitingRoom:
         self._clock = clock
         self._preparing = 0
         self._waiting: list[tuple[Request, float]] = []
+        self._tokens = 0  # of their prompts
 
     @contextmanager
     def preparation(self) -> Iterator[None]:
         """Holds a place while a prompt is put together; ApiError 429 where there is none."""
-        self.check_number()
+        self.admit()
         self._preparing += 1
         try:
             yield
         finally:
             self._preparing -= 1
 
-    def check_number(self) -> None:
-        """ApiError 429 where too many wait."""
-        self._let_go()
-        waiting = len(self._waiting) + self._preparing
-        if waiting >= self._max_requests:
-            raise self._full("requests", f"{waiting} requests wait already")
+    def admit(self, tokens: int = 1) -> None:
+        """ApiError 429 where a prompt of so many tokens would wait among too many."""
+        refusal = self.refusal(tokens)
+        if refusal is not None:
+            raise refusal
 
-    def admit(self, tokens: int) -> None:
-        """ApiError 429 where a prompt of so many tokens would wait among too many. Who comes alone always gets in."""
-        backlog = self.backlog()
+    def refusal(self, tokens: int = 1) -> ApiError | None:
+        """What a prompt of at least so many tokens is told, None where it may wait. Who comes alone always gets in."""
+        backlog, waiting = self.backlog(), len(self._waiting) + self._preparing
+        if waiting >= self._max_requests:
+            return self._full("requests", f"{waiting} requests wait already")
         if not backlog:
-            return
-        self.check_number()
+            return None
         if backlog + tokens > self._max_tokens:
-            raise self._full("tokens", f"{backlog} prompt tokens wait already")
+            return self._full("tokens", f"{backlog} prompt tokens wait already")
         rate = self.rate.tokens_per_s
         if rate and backlog / rate > self._max_wait_s:
-            raise self._full("wait", f"the wait would be {backlog / rate:.0f} seconds")
+            return self._full("wait", f"the wait would be {backlog / rate:.0f} seconds")
+        return None
 
     def enter(self, request: Request) -> None:
         """A request that was submitted waits from now on."""
         self._waiting.append((request, self._clock()))
+        self._tokens += len(request.prompt_token_ids)
 
     def refuse(self) -> ApiError:
         """The answer to a request that found another queue full."""
@@ -102,23 +105,28 @@ class WaitingRoom:
     def backlog(self) -> int:
         """The prompt tokens that wait."""
         self._let_go()
-        return sum(len(request.prompt_token_ids) for request, _ in self._waiting)
+        return self._tokens
 
     def _let_go(self) -> None:
         """Forget those that wait no more, and learn the rate from those of them that were let in."""
+        if all([request.status == "queued" for request, _ in self._waiting]):  # noqa: C419 — sooner than a generator
+            return
         still, left = [], []
         for request, entered_s in self._waiting:
+            tokens = len(request.prompt_token_ids)
             if request.status == "queued":
                 still.append((request, entered_s))
-            elif (queue_s := request.timings.queue_s) is not None:
-                left.append((entered_s + queue_s, entered_s, len(request.prompt_token_ids)))
+                continue
+            self._tokens -= tokens
+            if (queue_s := request.timings.queue_s) is not None:
+                left.append((entered_s + queue_s, entered_s, tokens))
         self._waiting = still
         for left_s, entered_s, tokens in sorted(left):
             self.rate.left(entered_s, left_s, tokens)
 
     def _full(self, reason: str, why: str) -> ApiError:
         self.refused[reason] += 1
-        seconds = retry_after_s(self.backlog(), self.rate.tokens_per_s)
+        seconds = retry_after_s(self._tokens, self.rate.tokens_per_s)
         return ApiError(
             429,
             f"the server is overloaded: {why}; try again in about {math.ceil(seconds)} seconds",

@@ -94,25 +94,21 @@ class Visit:
         self.tail = (self.tail + data)[-64:]
 
 
-def visit(port: int, visits: Sequence[Visit], path: str = "/v1/completions", most: int | None = None) -> float:
-    """Send all requests at their times and read all answers; seconds until the last one has ended.
-
-    With `most`, a request waits here while so many are under way.
-    """
+def visit(port: int, visits: Sequence[Visit], path: str = "/v1/completions") -> float:
+    """Send all requests at their times and read all answers; seconds until the last one has ended."""
     poll, zero = selectors.DefaultSelector(), time.perf_counter()
     waiting, under_way = sorted(visits, key=lambda one: -one.begin), 0
     while waiting or under_way:
         now = time.perf_counter() - zero
         if now > LIMIT_S:
             raise SystemExit(f"{under_way} answers did not end")
-        while waiting and waiting[-1].begin <= now and (most is None or under_way < most):
+        while waiting and waiting[-1].begin <= now:
             one = waiting.pop()
             one.connection.connect(("127.0.0.1", port))
             one.connection.sendall(_message(path, one.body))
             poll.register(one.connection, selectors.EVENT_READ, one)
             under_way += 1
-        is_full = most is not None and under_way >= most
-        for key, _ in poll.select(max(0.0, waiting[-1].begin - now) if waiting and not is_full else 1.0):
+        for key, _ in poll.select(max(0.0, waiting[-1].begin - now) if waiting else 1.0):
             one = key.data
             data = one.connection.recv(1 << 16)
             now = time.perf_counter() - zero

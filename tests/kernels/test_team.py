@@ -39,6 +39,7 @@ TEAM_CASES = (
     "runs",
     "wake_after_park",
     "chunks",
+    "hands",
     "create_and_delete",
     "bad_sizes",
     "refused_threads",

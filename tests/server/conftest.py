@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from asgi import Client
 from devtools import Browser, find_chromium
-from waiting import WAIT_S, is_idle, wait_until
+from serving import serving_apps
+from waiting import is_idle, wait_until
 
 pytest.importorskip("dashinfer_lite._native", reason="the package was not built")
 for extra in ("starlette", "uvicorn", "msgspec", "prometheus_client", "llguidance"):
@@ -51,39 +50,8 @@ def client(make_app: Callable[..., Any]) -> Client:
 @pytest.fixture
 def serve_app() -> Iterator[Callable[..., str]]:
     """Runs applications with uvicorn, each in a thread; gives their URL."""
-    import uvicorn
-
-    from dashinfer_lite.server.connections import close_all, limited_protocol
-
-    class Server(uvicorn.Server):
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().shutdown(sockets)
-            await close_all(self.server_state)
-
-    running: list[tuple[Any, threading.Thread]] = []
-
-    def serve(app: Any, protocol: Any = None, send_buffer: int = 0, keep_alive_s: int = 5) -> str:
-        bound = socket.socket()
-        if send_buffer:  # connections inherit it
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        bound.bind(("127.0.0.1", 0))
-        port = bound.getsockname()[1]
-        http = protocol or limited_protocol()
-        config = uvicorn.Config(
-            app, http=http, ws="none", log_config=None, timeout_graceful_shutdown=5, timeout_keep_alive=keep_alive_s
-        )
-        server = Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-        thread.start()
-        running.append((server, thread))
-        wait_until(lambda: server.started)
-        return f"http://127.0.0.1:{port}"
-
-    yield serve
-    for server, thread in running:
-        server.should_exit = True
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
+    with serving_apps() as serve:
+        yield serve
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def test_the_document(client: Client) -> None:
 @pytest.mark.parametrize(
     "phases",
     [
-        ("--phases", "fuzzing", "--max-examples", "8"),
+        ("--phases", "fuzzing", "--max-examples", "4"),
         pytest.param(("--phases", "coverage,fuzzing", "--max-examples", "100"), marks=pytest.mark.slow),
     ],
     ids=["some", "all"],

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from asgi import call
+from waiting import WAIT_S
 
 from dashinfer_lite import LLM
 from dashinfer_lite.outputs import Timings
 from dashinfer_lite.server.errors import ApiError
+from dashinfer_lite.server.openapi import POSTS
 from dashinfer_lite.server.overload import PrefillRate, WaitingRoom, retry_after_s
 
 Make = Callable[..., Any]
@@ -108,6 +112,71 @@ def test_the_hint() -> None:
     assert {retry_after_s(0, None) >= 1 for _ in range(50)} == {True}
 
 
+def test_a_refusal_costs_little(make_app: Make, serve_app: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is in the body: it is neither parsed nor prepared, and the connection serves the next request."""
+    app = make_app(max_waiting=2, max_waiting_tokens=50)
+    service = app.state.service
+    url = urlsplit(serve_app(app))
+    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=WAIT_S)
+
+    def status(body: bytes, method: str = "POST", path: str = "/v1/completions") -> int:
+        connection.request(method, path, body, {"content-type": "application/json"} if body else {})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+
+    assert status(b"{") == 400
+    own_end = connection.sock
+    for waiting in ([Waiting(40), Waiting(1)], [Waiting(50)]):  # too many; too many tokens
+        for one in waiting:
+            service.room.enter(one)  # type: ignore[arg-type]
+        with monkeypatch.context() as patch:
+            patch.setattr(service, "prepare", None)
+            for body in (b"{", b'{"prompt": "x"}', b"\xff" * 3_000_000, b'{"tokens": [1]}'):
+                assert [status(body, path=path) for path in POSTS] == [429] * len(POSTS)
+        assert status(b"", "GET", "/health") == 200 and status(b"", "GET", "/v1/completions") == 405
+        for one in waiting:
+            one.status = "cancelled"
+    assert status(b'{"prompt": "x", "max_tokens": 1}') == 200
+    assert connection.sock is own_end
+    connection.close()
+
+
+def test_what_comes_before_a_refusal(make_app: Make) -> None:
+    """Keys, limits and the end of the server; whoever leaves is told nothing."""
+    app = make_app(max_waiting=1, max_body=100, api_keys=("k",), body_timeout_s=0.05)
+    key = {"Authorization": "Bearer k"}
+    app.state.service.room.enter(Waiting(1))
+
+    def status(body: bytes, headers: Any, **options: Any) -> int:
+        return asyncio.run(call(app, "POST", "/v1/completions", body, headers=headers, **options)).status
+
+    assert status(b"{}", key) == 429
+    assert status(b"{}", {}) == 401
+    assert status(b"x" * 101, key) == 413
+    assert status(b"{}", key, send_only=1) == 0
+    assert asyncio.run(_slow(app, key)) == 408
+    app.state.service.drain()
+    assert status(b"{}", key) == 503
+
+
+async def _slow(app: Any, headers: dict[str, str]) -> int:
+    """The answer to a request whose body does not end."""
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"", "more_body": True}
+
+    async def send(message: dict[str, Any]) -> None:
+        statuses.append(message.get("status", 0))
+
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": raw}
+    await app(scope, receive, send)
+    return statuses[0]
+
+
 def test_twice_the_capacity(make_app: Make, llm: LLM) -> None:
     """Eight run, eight wait, the others are told when to come back; then everybody who was let in is answered."""
     app = make_app(max_waiting=8)
@@ -160,7 +229,7 @@ def test_health_is_answered_meanwhile(make_app: Make) -> None:
         while not all(task.done() for task in work):
             assert (await call(app, "GET", "/health")).status == 200
             checks += 1
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
         assert checks > 10
         assert {(await task).status for task in work} == {200}
 

@@ -29,14 +29,29 @@ def guarded_url() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    """The page in a tab. At the end nothing may have been thrown, logged, or refused by the content policy."""
-    opened = browser.open(url)
-    opened.wait_for("document.body.dataset.engine === 'up'")
+@pytest.fixture(scope="module")
+def phone(browser: Browser, url: str) -> Iterator[Page]:
+    """The page on a small screen."""
+    opened = browser.open(url, width=360, height=740)
     yield opened
-    complaints = opened.complaints()
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Browser, url: str) -> Iterator[Page]:
+    """A tab that has loaded the page."""
+    opened = browser.open(url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def page(tab: Page, url: str) -> Iterator[Page]:
+    """The page as at a first visit. At the end nothing may have been thrown, logged, or refused by its policy."""
+    tab.begin_anew(url)
+    tab.wait_for("document.body.dataset.engine === 'up'")
+    yield tab
+    complaints = tab.complaints()
     assert [words for words in complaints if "status of 400" not in words] == []  # browsers log refusals by themselves
 
 
@@ -246,9 +261,11 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Browser, guarded_url: s
 
 
 @pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
-def test_a_phone(browser: Browser, url: str, tmp_path: Path, is_dark: bool) -> None:
+def test_a_phone(phone: Page, url: str, tmp_path: Path, is_dark: bool) -> None:
     """Nothing is wider than 360 pixels, the panel opens and closes, and the palette is the system's until chosen."""
-    page = browser.open(url, width=360, height=740, is_dark=is_dark)
+    page = phone
+    page.look(360, 740, is_dark)
+    page.begin_anew(url)
     page.wait_for("document.body.dataset.engine === 'up'")
     ask(page, STORY)
     page.screenshot(tmp_path / "chat.png")
@@ -268,4 +285,3 @@ def test_a_phone(browser: Browser, url: str, tmp_path: Path, is_dark: bool) -> N
     page.visit(url + "?again")
     assert (page.run(brightness) < 384) is not is_dark
     assert page.complaints() == []
-    page.close()

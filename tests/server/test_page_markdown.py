@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from devtools import Browser, Page
+from serving import serving_apps
 
 from dashinfer_lite.server import create_app
 
@@ -14,13 +15,21 @@ HARMLESS = {"a", "blockquote", "br", "code", "del", "div", "em", "h3", "h4", "h5
 HARMLESS |= {"span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"}
 
 
-@pytest.fixture
-def page(browser: Browser, serve_app: Callable[..., str]) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def tab(browser: Browser) -> Iterator[Page]:
     """A tab that has loaded the page's files; no model stands behind them."""
-    opened = browser.open(serve_app(create_app()) + "/")
-    opened.run("import('/page/markdown.js').then(({show}) => { window.show = show; document.body.replaceChildren(); })")
-    yield opened
-    opened.close()
+    with serving_apps() as serve:
+        opened = browser.open(serve(create_app()) + "/")
+        opened.run("import('/page/markdown.js').then(({show}) => { window.show = show; })")
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(tab: Page) -> Page:
+    """The same, without anything in it."""
+    tab.run("document.body.replaceChildren()")
+    return tab
 
 
 def shown(page: Page, *texts: str) -> str:

@@ -141,7 +141,7 @@ class Page:
     def look(self, width: int, height: int, is_dark: bool = False) -> None:
         """The size of the window in CSS pixels, and what the system prefers."""
         self._call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2, mobile=width < 700
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 700
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
@@ -150,6 +150,13 @@ class Page:
         """Load a page and wait until its scripts have run."""
         self._call("Page.navigate", url=url)
         self.wait_for(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
+
+    def begin_anew(self, url: str) -> None:
+        """Load a page as whoever comes for the first time: nothing is stored, nobody has complained."""
+        self.run("localStorage.clear(), sessionStorage.clear()")
+        self._call("Page.navigate", url="about:blank")
+        self._browser.events.clear()
+        self.visit(url)
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page; what it throws is an AssertionError."""

@@ -12,6 +12,7 @@
 
 #include "check.h"
 #include "fp_mode.h"
+#include "hand.h"
 #include "os.h"
 #include "team.h"
 
@@ -153,6 +154,54 @@ void chunks() {
 }
 
 // ---- Life ------------------------------------------------------------------------------------------------------
+
+// ---- Hands -----------------------------------------------------------------------------------------------------
+
+struct Deal {
+    Team* team;
+    int rounds, things;  // things of a share
+    int late;            // a thread that comes when all others are done, or -1
+    std::vector<Hand> hands;
+    std::vector<int> taken;  // how often each thing was; its takers write to it without a lock
+
+    int& at(int owner, int thing) { return taken[static_cast<size_t>(owner * things + thing)]; }
+};
+
+// Everybody does its own share and then what is left of the others'. All is done once, in every round.
+void take_from_hands(void* ctx, int thread, int threads) {
+    Deal& deal = *static_cast<Deal*>(ctx);
+    for (int round = 1; round <= deal.rounds; round++) {
+        if (thread == deal.late) deal.team->barrier(thread);
+        for (int i = 0; i < threads; i++) {
+            const int owner = (thread + i) % threads, least = round % 4;
+            const End end = i == 0 ? End::Front : End::Back;
+            Hand& hand = deal.hands[static_cast<size_t>(owner)];
+            for (Range r; hand.take(static_cast<uint64_t>(round) << 20, deal.things, least, end, &r);) {
+                CHECK(0 <= r.begin && r.begin < r.end && r.end <= deal.things && thread != deal.late);
+                for (int t = r.begin; t < r.end; t++) deal.at(owner, t)++;
+            }
+        }
+        if (deal.late >= 0 && thread != deal.late) deal.team->barrier(thread);
+        deal.team->barrier(thread);
+        for (int t = 0; t < deal.things; t++) CHECK(deal.at(thread, t) == round);
+        deal.team->barrier(thread);
+    }
+}
+
+void hands() {
+    for (const int threads : {1, 2, 3, 8}) {
+        for (const int things : {0, 1, 2, 37, 300}) {
+            for (const int late : {-1, 0}) {
+                if (threads == 1 && late == 0) continue;
+                const TeamPtr team = make_team(threads);
+                const auto n = static_cast<size_t>(threads);
+                Deal deal{team.get(), 20 * kScale,          things,
+                          late,       std::vector<Hand>(n), std::vector<int>(n * static_cast<size_t>(things))};
+                CHECK(team->run(take_from_hands, &deal));
+            }
+        }
+    }
+}
 
 void create_and_delete() {
     for (int i = 0; i < 10 * kScale; i++) {
@@ -357,6 +406,7 @@ constexpr Case kCases[] = {
     {"runs", runs},
     {"wake_after_park", wake_after_park},
     {"chunks", chunks},
+    {"hands", hands},
     {"create_and_delete", create_and_delete},
     {"bad_sizes", bad_sizes},
     {"refused_threads", refused_threads},
