@@ -28,7 +28,7 @@ HOUSE = Path(__file__).resolve().parents[3]
 SUPPORT = HOUSE / "tests" / "support"
 HERE = Path(__file__).resolve().parent
 # Seconds; together ten minutes.
-LIMITS = {"build": 200, "device": 40, "suite": 120, "memcheck": 60, "racecheck": 60, "bench": 120}
+LIMITS = {"build": 150, "device": 40, "suite": 120, "memcheck": 60, "racecheck": 60, "bench": 170}
 PARTS = ("build", "device", "suite", "sanitizer", "bench")
 NATIVE = {"90": "sm_90a"}  # compute capabilities whose kernels have features of that chip alone
 
