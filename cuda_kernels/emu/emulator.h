@@ -231,7 +231,7 @@ class Machine {
     std::vector<int> ready_;
     GuardedMemory static_, dynamic_;
     size_t dynamic_bytes_ = 0;
-    Place block_;  // the caller
+    Place block_;   // the caller
     int left_ = 0;  // threads that have not ended
     unsigned patience_ = 0;
     void (*body_)(void*) = nullptr;
