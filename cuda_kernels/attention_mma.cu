@@ -15,7 +15,7 @@ struct Shape {
     static constexpr int kHead = kHead_;
     static constexpr bool kDecode = kDecode_;
     static constexpr int kRows = kDecode ? 16 : 64;
-    static constexpr int kTokens = kDecode || kHead <= 128 ? 64 : 32;
+    static constexpr int kTokens = kDecode || kHead <= 128 ? 64 : DI_ARCH < 800 ? 16 : 32;  // in shared memory
     static constexpr int kStride = kHead + 8;  // eight rows of a matrix in different banks
     static constexpr int kWarpTokens = kDecode ? kTokens / kWarps : kTokens;  // of a tile
     static constexpr int kScoreTiles = kWarpTokens / 16, kHeadTiles = kHead / 16;

@@ -51,9 +51,9 @@ constexpr int32_t kAttentionRows = 16;  // query rows of a piece of work: decode
 constexpr int32_t kPrefillRows = 64;    // and prefill on tensor cores
 
 // Dynamic shared memory of the kernels on tensor cores, by head size and rows.
-inline int32_t attention_mma_shared(int32_t head, int32_t rows) {
+inline int32_t attention_mma_shared(int32_t head, int32_t rows, const Chip& chip) {
     const int32_t width = head <= 64 ? 64 : head <= 128 ? 128 : 256;
-    const int32_t tokens = rows == kAttentionRows || width < 256 ? 64 : 32;
+    const int32_t tokens = rows == kAttentionRows || width < 256 ? 64 : chip.arch < 80 ? 16 : 32;
     const int32_t tiles = (rows + 2 * tokens) * (width + 8) * 2 + 2 * tokens * 4;
     const int32_t sums = rows == kAttentionRows ? 4 * 16 * (width + 4) * 4 : 0;
     return tiles > sums ? tiles : sums;
@@ -65,7 +65,7 @@ inline bool has_mma(int32_t dtype, const Chip& chip) {
 }
 
 inline bool attention_has_mma(const KvPool& kv, int32_t rows, const Chip& chip) {
-    return kv.dtype != F32 && has_mma(F16, chip) && attention_mma_shared(kv.head_size, rows) <= chip.shared_bytes;
+    return kv.dtype != F32 && has_mma(F16, chip) && attention_mma_shared(kv.head_size, rows, chip) <= chip.shared_bytes;
 }
 
 // Query rows of a piece of work (AttentionArgs::tile_rows): many where a sequence of the step may bring many tokens.
@@ -83,7 +83,8 @@ inline Launch launch_attention(const AttentionArgs& a, const Chip& chip) {
             {{"attention_prefill_64_f16", "attention_prefill_128_f16", "attention_prefill_256_f16"},
              {"attention_prefill_64_bf16", "attention_prefill_128_bf16", "attention_prefill_256_bf16"}}};
         const bool wide = a.kv.dtype != F16 && has_mma(BF16, chip);
-        return {names[rows == kPrefillRows][wide][width], a.works.most, a.Hkv, 128, attention_mma_shared(head, rows)};
+        const int32_t shared = attention_mma_shared(head, rows, chip);
+        return {names[rows == kPrefillRows][wide][width], a.works.most, a.Hkv, 128, shared};
     }
     static const char* const names[3] = {"attention_fma_64", "attention_fma_128", "attention_fma_256"};
     const int32_t floats = (rows + tokens) * (head + 1) + rows * (tokens + 1) + 2 * tokens;

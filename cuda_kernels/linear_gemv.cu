@@ -80,8 +80,9 @@ __device__ __forceinline__ void gemv(const LinearArgs& a) {
     }
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
+        if (m >= rows.count) break;
         const float first = warp_sum(sum[0][m]), second = warp_sum(sum[1][m]);
-        if (!valid || lane != m || m >= rows.count) continue;
+        if (!valid || lane != m) continue;
         finish(a.e, rows.out(m), n, first, second);
         if (!gated) finish(a.e, rows.out(m), other, second, 0.0f);
     }

@@ -80,7 +80,7 @@ class LLM:
                        to "-g512" for groups; "none": in floating point; None: as they are stored, and in fp32 with
                        dtype="fp32". A QuantPolicy says more, layer by layer
         head           of the LM head: "int8", or "bf16" for as it is stored; None: "int8" where there is a `quant`
-        kv_cache       type of the KV cache: "auto", "fp32", "bf16", "int8" or "uint4"
+        kv_cache       type of the KV cache: "auto", "fp32", "bf16", "int8" or "uint4"; on GPUs also "fp16"
         kv_memory      the KV cache's largest size; memory is used when it is first needed
         threads        threads to compute with; None: the physical cores that the process may use
         max_context    most tokens of prompt and answer; None: the model's, or what kv_memory holds

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dashinfer_lite.weights import WeightReader
 
 DTYPES: Final[dict[str, DType]] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
-KV_DTYPES: Final[dict[str, DType]] = {"fp32": "f32", "bf16": "bf16", "int8": "u8", "uint4": "u4"}
+KV_DTYPES: Final[dict[str, DType]] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "u8", "uint4": "u4"}
 BLOCK_TOKENS: Final = 32
 MAX_BATCH: Final = 64
 STEP_TOKENS: Final = 512
@@ -117,6 +117,8 @@ def load_model(path: str | os.PathLike[str] | None, options: Options) -> LoadedM
         kv_dtype = kv_dtype_for(options.kv_cache, dtype)
         device = open_device(options.device, threads=options.threads, isa=options.isa)
         try:
+            if kv_dtype == "f16" and device.info.name == "cpu":
+                raise RequestError("kv_cache='fp16' is for GPUs; on the CPU use 'bf16' or 'fp32'")
             block_bytes = kv_block_bytes(config, device.info, kv_dtype)
             max_context, blocks = kv_room(
                 options.max_context, config.max_position_embeddings, limits.max_seqs, memory, block_bytes

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <deque>
 #include <memory>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -50,8 +51,8 @@ struct Fiber {
 };
 
 struct Warp {
-    alignas(16) unsigned char in[kLanes][kMaxExchange];
-    alignas(16) unsigned char out[kLanes][kMaxExchange];
+    alignas(16) unsigned char in[kLanes * kMaxExchange];  // as many bytes a lane as the operation at hand has
+    alignas(16) unsigned char out[kLanes * kMaxExchange];
     int arrived = 0;
     const void* operation = nullptr;
 };
@@ -109,18 +110,15 @@ class Machine {
     template <class In, class Out, class F>
     Out exchange(const void* operation, const In& in, F&& last) {
         static_assert(sizeof(In) <= kMaxExchange && sizeof(Out) <= kMaxExchange);
+        static_assert(std::is_trivially_copyable_v<In> && std::is_trivially_copyable_v<Out>);
         Warp& warp = *warps_[current->index / kLanes];
         const int lane = current->index % kLanes;
         if (warp.arrived == 0) warp.operation = operation;
         if (warp.operation != operation) die("the lanes of a warp diverge: they meet in different operations");
-        std::memcpy(warp.in[lane], &in, sizeof in);
+        std::memcpy(warp.in + lane * sizeof(In), &in, sizeof in);
         if (++warp.arrived == kLanes) {
             warp.arrived = 0;
-            In values[kLanes];
-            Out results[kLanes];
-            for (int i = 0; i < kLanes; ++i) std::memcpy(&values[i], warp.in[i], sizeof(In));
-            last(values, results);
-            for (int i = 0; i < kLanes; ++i) std::memcpy(warp.out[i], &results[i], sizeof(Out));
+            last(reinterpret_cast<const In*>(warp.in), reinterpret_cast<Out*>(warp.out));
             const int first = current->index - lane;
             for (int i = first; i < first + kLanes; ++i)
                 if (fibers_[i]->state == State::at_warp_barrier) wake(i);
@@ -128,7 +126,7 @@ class Machine {
             sleep(State::at_warp_barrier);
         }
         Out out;
-        std::memcpy(&out, warp.out[lane], sizeof out);
+        std::memcpy(&out, warp.out + lane * sizeof(Out), sizeof out);
         return out;
     }
 
@@ -171,7 +169,7 @@ class Machine {
         at_barrier_ = block_total_ = 0;
         for (int i = 0; i < count_; ++i) {
             Fiber& fiber = *fibers_[i];
-            prepare(fiber.place, fiber.stack, &enter);
+            prepare(fiber.place, fiber.stack, &enter, i);
             fiber.static_shared = 0;
             fiber.open_copies.clear();
             fiber.copy_groups.clear();
@@ -179,17 +177,20 @@ class Machine {
         }
         for (int w = 0; w < count_ / kLanes; ++w) warps_[w]->arrived = 0;
         // In some blocks any thread may be next; in others those that were woken last rush ahead of all others.
-        const unsigned patience = 1u << (next_random() % 3 * 3);
-        int left = count_;
-        while (!ready_.empty()) {
-            if (next_random() % patience == 0) std::swap(ready_[next_random() % ready_.size()], ready_.back());
-            current = fibers_[ready_.back()].get();
-            ready_.pop_back();
-            machine() = this;
-            switch_to(scheduler_, current->place);
-            left -= current->state == State::done;
-        }
-        if (left) die("deadlock: a barrier that not all threads reach");
+        patience_ = (1u << (next_random() % 3 * 3)) - 1;
+        left_ = count_;
+        machine() = this;
+        switch_to(block_, next());
+        if (left_) die("deadlock: a barrier that not all threads reach");
+    }
+
+    // Where it goes on: with any thread that may run, and without one at the end of the block.
+    Place& next() {
+        if (ready_.empty()) return block_;
+        if ((next_random() & patience_) == 0) std::swap(ready_[next_random() % ready_.size()], ready_.back());
+        current = fibers_[ready_.back()].get();
+        ready_.pop_back();
+        return current->place;
     }
 
     void wake(int i) {
@@ -200,12 +201,13 @@ class Machine {
     void sleep(State state) {
         Fiber& me = *current;
         me.state = state;
-        switch_to(me.place, scheduler_);
+        switch_to(me.place, next());
     }
 
     static void enter() {
         Machine& m = *machine();
         m.body_(m.argument_);
+        --m.left_;
         m.sleep(State::done);
         std::abort();
     }
@@ -229,7 +231,9 @@ class Machine {
     std::vector<int> ready_;
     GuardedMemory static_, dynamic_;
     size_t dynamic_bytes_ = 0;
-    Place scheduler_;
+    Place block_;   // the caller
+    int left_ = 0;  // threads that have not ended
+    unsigned patience_ = 0;
     void (*body_)(void*) = nullptr;
     void* argument_ = nullptr;
     unsigned random_ = 2463534242u;

@@ -55,7 +55,7 @@ struct Place {
 
 inline void switch_to(Place& from, Place& to) { swapcontext(&from.context, &to.context); }
 
-inline void prepare(Place& place, GuardedMemory& stack, void (*entry)()) {
+inline void prepare(Place& place, GuardedMemory& stack, void (*entry)(), int) {
     getcontext(&place.context);
     place.context.uc_stack.ss_sp = stack.begin();
     place.context.uc_stack.ss_size = kStackBytes;
@@ -86,8 +86,9 @@ asm(".text\n"
 
 inline void switch_to(Place& from, Place& to) { di_emu_switch(&from.stack, to.stack); }
 
-inline void prepare(Place& place, GuardedMemory& stack, void (*entry)()) {
-    void** top = reinterpret_cast<void**>(stack.end());
+// Stacks begin at different offsets within their pages, or all of them would share a few lines of the cache.
+inline void prepare(Place& place, GuardedMemory& stack, void (*entry)(), int index) {
+    void** top = reinterpret_cast<void**>(stack.end() - index % 32 * 128);
     *--top = nullptr;  // the return address of entry, which never returns; keeps the stack aligned as after a call
     *--top = reinterpret_cast<void*>(entry);
     for (int saved = 0; saved < 6; ++saved) *--top = nullptr;

@@ -438,11 +438,11 @@ int check_slots(const di_program_desc& d, Why why) {
 
 int check_cache(const di_kv_desc& kv, Why why) {
     if (kv.layers <= 0) return DI_OK;
-    const bool known = kv.dtype == DI_F32 || kv.dtype == DI_BF16 || kv.dtype == DI_U8 || kv.dtype == DI_U4;
+    const bool known = kv.dtype <= DI_BF16 || kv.dtype == DI_U8 || kv.dtype == DI_U4;
     if (kv.heads < 1 || kv.heads > 65535 || kv.head_size < 1 || kv.head_size > kMaxHead || kv.block_tokens < kCell ||
         kv.block_tokens % kCell || kv.blocks < 1 || !known)
         return why.fail(DI_EUNSUPPORTED,
-                        "kv cache: heads of 1 to %d columns, blocks of a multiple of %d tokens, fp32, bf16, 8 or 4 bit",
+                        "kv cache: heads of 1 to %d columns, blocks of a multiple of %d tokens, 32, 16, 8 or 4 bit",
                         kMaxHead, kCell);
     if (int64_t{kv.blocks} * kv.block_tokens > INT32_MAX)
         return why.fail(DI_EUNSUPPORTED, "kv cache: %d blocks of %d tokens are more than 2^31 tokens", kv.blocks,

@@ -16,7 +16,7 @@ constexpr int64_t kMostPartRows = 65536;
 int padded_head(int size) { return static_cast<int>(round_up(size, kCell)); }
 
 KvPool pool_of(const di_kv_desc& kv) {
-    const int bits = kv.dtype == DI_F32 ? 32 : kv.dtype == DI_BF16 ? 16 : kv.dtype == DI_U8 ? 8 : 4;
+    const int bits = kv.dtype == DI_F32 ? 32 : kv.dtype <= DI_BF16 ? 16 : kv.dtype == DI_U8 ? 8 : 4;
     KvPool pool{};
     pool.heads = kv.heads;
     pool.head_size = padded_head(kv.head_size);

@@ -64,7 +64,7 @@ def add_model_option(group: Arguments) -> None:
 
 def add_type_options(group: Arguments) -> None:
     """Add --dtype, --quant, --head and --kv-cache."""
-    weights, cache = ("auto", "fp32", "fp16", "bf16"), ("auto", "fp32", "bf16", "int8", "uint4")
+    weights, cache = ("auto", "fp32", "fp16", "bf16"), ("auto", "fp32", "fp16", "bf16", "int8", "uint4")
     group.add_argument("--dtype", default="auto", choices=weights, help="type of the weights (default: as stored)")
     add_quant_options(group)
     group.add_argument(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dashinfer_lite.graph.program import DType, Limits
 
 ITEM_BYTES: Final = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1, "u8": 1}
-KV_BITS: Final = {"f32": 32, "bf16": 16, "u8": 8, "u4": 4}
+KV_BITS: Final = {"f32": 32, "f16": 16, "bf16": 16, "u8": 8, "u4": 4}
 KV_GRID_BYTES: Final = 16  # scales and zero points of a token's K and V in one head, where they are codes
 ALIGNMENT: Final = 64
 ROW_BAND: Final = 32

@@ -134,7 +134,7 @@ typedef struct di_weight_desc {
 
 typedef struct di_kv_desc {
     int32_t layers, heads, head_size, block_tokens, blocks;
-    uint8_t dtype;      /* DI_BF16, DI_F32, DI_U8 or DI_U4 */
+    uint8_t dtype;      /* DI_BF16, DI_F32, DI_U8 or DI_U4; DI_F16 where a device has it */
     uint8_t reserved[3];
 } di_kv_desc;
 

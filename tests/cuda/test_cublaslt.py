@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from cuda_emulator import Emulator, cuda_package, emulator, missing
 from large_product import EPILOGUES, TYPES, product
+from one_op import Bench, Maker, Span
 from safetensors.numpy import load_file
 from stepping import Loop, load
 
@@ -64,9 +65,49 @@ def test_pieces(emulated: Emulator) -> None:
     """What does not fit the memory between two kernels comes in pieces of rows."""
     device = open_device("cuda")
     before = calls(emulated)
-    assert product(device, 330, 64 * 1024, 32, "bf16", "bf16", bias=True) <= 1
+    assert product(device, 260, 64 * 1024, 32, "bf16", "bf16", bias=True) <= 1
     device.close()
     assert calls(emulated) - before == 2  # 256 rows of 256 KiB are 64 MiB
+
+
+@pytest.mark.parametrize("residual", ["", "beside", "in place"])
+@pytest.mark.parametrize("w_type", ["bf16", "f16", "f32"])
+def test_columns_of_wider_activations(emulated: Emulator, w_type: str, residual: str) -> None:
+    """Leading dimensions are not the numbers of columns."""
+    device = open_device("cuda")
+    x_type = "f32" if w_type == "f16" else w_type
+    for beside in ((32, 64), (0, 32)):
+        assert product(device, 37, 96, 64, x_type, w_type, residual=residual, beside=beside) <= 1
+    device.close()
+
+
+@pytest.mark.parametrize("wider", ["x", "y", "residual", "aligned"])
+def test_two_of_one_size(emulated: Emulator, wider: str) -> None:
+    """An algorithm is for the strides and the alignment that it was found for, not for all products of a size."""
+    device = open_device("cuda")
+    maker = Maker(device.info, tokens=40)
+    rng = np.random.default_rng(0)
+    values, weights = rng.standard_normal((40, 64)).astype(np.float32), rng.standard_normal((64, 64)).astype(np.float32)
+
+    def slot(name: str, at: int) -> int:
+        if wider == "aligned":  # to 256 bytes, or to 128
+            return maker.view(maker.slot(128), 32 * at, 64)
+        return maker.view(maker.slot(128), 64, 64) if at and wider == name else maker.slot(64)
+
+    w = maker.matrix(64, 64)
+    products = [(slot("x", at), slot("residual", at), slot("y", at)) for at in range(2)]
+    for x, r, y in products:
+        maker.op("linear", (x, r), (y,), (w, -1))
+    bench = Bench(device, maker)
+    bench.matrix(w, weights)
+    for x, r, _ in products:
+        bench.put(x, values)
+        bench.put(r, values)
+    bench.run(Span(40))
+    for _, _, y in products:
+        np.testing.assert_allclose(bench.get(y, 40), values @ weights.T + values, rtol=0, atol=1e-4)
+    bench.close()
+    device.close()
 
 
 def test_few_rows_stay_here(emulated: Emulator) -> None:
@@ -216,15 +257,24 @@ def test_a_library_that_fails(
     assert reason in text
 
 
-@pytest.mark.parametrize("entry", ["cublasLtMatmulAlgoGetHeuristic", "cublasLtMatrixLayoutCreate"])
-def test_shapes_that_it_has_nothing_for(emulated: Emulator, caplog: pytest.LogCaptureFixture, entry: str) -> None:
+@pytest.mark.parametrize(
+    ("entry", "nth", "x_type", "w_type"),
+    [
+        ("cublasLtMatmulAlgoGetHeuristic", 1, "bf16", "bf16"),
+        ("cublasLtMatmulAlgoGetHeuristic", 2, "f32", "f16"),  # for the second of two products
+        ("cublasLtMatrixLayoutCreate", 1, "bf16", "bf16"),
+    ],
+)
+def test_shapes_that_it_has_nothing_for(
+    emulated: Emulator, caplog: pytest.LogCaptureFixture, entry: str, nth: int, x_type: str, w_type: str
+) -> None:
     """A shape without an algorithm is computed here, without a word; others are not."""
-    emulated.control().emu_fail(entry.encode(), 1)
+    emulated.control().emu_fail(entry.encode(), nth)
     device = open_device("cuda")
     with caplog.at_level(logging.WARNING):
-        for expected in (0, 1):
+        for expected in (0, nth):
             before = calls(emulated)
-            assert product(device, 37, 96, 160, "bf16", "bf16") <= 1
+            assert product(device, 37, 96, 160, x_type, w_type) <= 1
             assert calls(emulated) - before == expected
     device.close()
     assert not notices(caplog)

@@ -70,13 +70,14 @@ def test_fp32(emulated: Emulator, golden: Path, name: str) -> None:
         assert np.abs(got - expected[f"{prompt}.logits"][rows]).max() <= 1e-3, prompt
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
 @pytest.mark.parametrize("name", ["qwen2_5", pytest.param("mistral", marks=pytest.mark.slow)])
-def test_16_bit(emulated: Emulator, golden: Path, name: str) -> None:
+def test_16_bit(emulated: Emulator, golden: Path, name: str, dtype: str) -> None:
     """Tokens up to the first step that 16 bits may decide otherwise."""
     budget = json.loads((golden / name / "golden.json").read_text())["low_precision_reference_error"]
     device = open_device("cuda")
     expected = load_file(golden / name / "golden.safetensors")
-    sequences = generate(golden / name, device, dtype="bf16", kv_dtype="bf16")
+    sequences = generate(golden / name, device, dtype=dtype, kv_dtype=dtype)
     device.close()
     for prompt, sequence in zip(PROMPTS, sequences, strict=True):
         unsure = np.flatnonzero(expected[f"{prompt}.greedy_margin"][:NEW_TOKENS] < 4 * budget["rms"])
@@ -195,7 +196,7 @@ def test_sampling_like_the_cpu(emulated: Emulator) -> None:
     from dashinfer_lite import LLM
 
     params = SamplingParams(
-        temperature=0.8, top_k=20, top_p=0.9, min_p=0.02, seed=7, n=2, max_tokens=5, repetition_penalty=1.2,
+        temperature=0.8, top_k=20, top_p=0.9, min_p=0.02, seed=7, n=2, max_tokens=4, repetition_penalty=1.2,
         presence_penalty=0.3, frequency_penalty=0.1, logit_bias={20: 1.5}, no_repeat_ngram_size=3, ignore_eos=True,
     )  # fmt: skip
     texts = []

@@ -42,5 +42,7 @@ def test_every_part(tmp_path: Path) -> None:
     for check in ("memcheck", "racecheck"):
         assert parts["sanitizer"][check] == ["========= ERROR SUMMARY: 0 errors"]
     bench = parts["bench"]
-    assert {"products", "codes", "attention", "drawing", "decode"} <= bench.keys() and "emulated" in bench["device"]
-    assert all(row["us"] > 0 for name in ("products", "codes", "attention", "drawing") for row in bench[name])
+    assert {"products", "codes", "attention", "drawing", "decode", "models"} <= bench.keys() and "emulated" in bench[
+        "device"
+    ]
+    assert all(row["us"] > 0 for name in ("products", "codes", "attention", "drawing", "models") for row in bench[name])

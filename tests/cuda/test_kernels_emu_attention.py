@@ -168,8 +168,8 @@ def run(kernels: Kernels, case: Case, only: tuple[int, int] | None = None) -> tu
 
 
 def on_tensor_cores(case: Case) -> bool:
-    """Turing has too little shared memory for the largest heads."""
-    return case.cache != "f32" and case.arch >= 70 and (case.arch != 75 or case.size <= 128)
+    """Turing has too little shared memory to decode the largest heads there."""
+    return case.cache != "f32" and case.arch >= 70 and not (case.arch == 75 and case.size > 128 and case.decodes)
 
 
 def plan(case: Case, tile: int, only: tuple[int, int] | None) -> tuple[Array, Array, int]:

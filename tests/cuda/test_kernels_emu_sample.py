@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,22 @@ def test_a_large_vocabulary(kernels: Kernels) -> None:
     check(kernels, 40_000, 3, count=1)
 
 
-def check(kernels: Kernels, vocab: int, seed: int, count: int = 4) -> None:
+def test_what_is_forbidden_is_not_drawn(kernels: Kernels) -> None:
+    """The best token, forbidden by a thread of another warp than the one that reads it, in many orders of warps."""
+
+    def forbid(memory: Memory, row: Array, s: Any) -> None:
+        row[5] = 100
+        history = memory.put(np.array([-1] * 40 + [5] * 20, np.int32))
+        s["history"], s["history_len"], s["prompt_len"] = history.ctypes.data, len(history), 0
+        s["temperature"], s["no_repeat_ngram"], s["target"], s["n_bias"], s["mask"] = 0, 1, -1, 0, 0
+
+    check(kernels, 257, 0, 16, forbid)
+
+
+Change = Callable[[Memory, Array, Any], None]
+
+
+def check(kernels: Kernels, vocab: int, seed: int, count: int = 4, change: Change | None = None) -> None:
     """Random rows with random options; every number that is an integer is equal, and the counts are left zero."""
     rng, memory = np.random.default_rng(seed), Memory()
     logits = np.full((count, vocab + 8), np.nan, np.float32)
@@ -39,6 +55,8 @@ def check(kernels: Kernels, vocab: int, seed: int, count: int = 4) -> None:
     for r in range(count):
         logits[r, :vocab] = random_row(rng, vocab)
         choose(rng, memory, samples[r], vocab, r)
+        if change is not None:
+            change(memory, logits[r], samples[r])
     held = memory.put(logits)
     integers = {name: memory.full((count,), np.int32, -5) for name in ("out_token", "out_status", "out_rank")}
     logprob, last = memory.full((count,), np.float32, np.nan), memory.full((count,), np.int32, -9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -101,10 +102,25 @@ def test_the_tool_without_a_gpu() -> None:
     assert "nvrtc" in done.stdout and "device " in done.stdout
 
 
+def test_the_tool_says_why(emulated: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a driver its last line is one sentence, and it ends with 1; with a GPU that fails, with 2."""
+    cuda_package()
+    tool = importlib.import_module("dashinfer_cuda.__main__")
+    emulated.set("driver", str(tmp_path / "libcuda.so.1"))
+    try:
+        assert tool.main() == 1
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith("device     none: the NVIDIA driver's library was not found") and len(last) < 300
+    finally:
+        emulated.register()
+    emulated.control().emu_fail(b"cuMemAlloc_v2", 1)
+    assert tool.main() == 2
+    assert "device     failed: " in capsys.readouterr().out.splitlines()[-1]
+    emulated.control().emu_fail(b"cuMemAlloc_v2", 10**9)
+
+
 def test_the_self_test(emulated: Any) -> None:
     """It agrees with the CPU, and would say where it does not."""
-    import importlib
-
     cuda_package()
     check = importlib.import_module("dashinfer_cuda._check")
     assert check.self_test(tokens=3) == ""

@@ -213,7 +213,8 @@ def test_kv_caches(device: str, kv_cache: str) -> None:
     ("options", "error", "message"),
     [
         ({"dtype": "int8"}, RequestError, "dtype is 'int8'; it must be auto, fp32"),
-        ({"kv_cache": "fp16"}, RequestError, "kv_cache is 'fp16'; it must be auto, fp32, bf16, int8, uint4"),
+        ({"kv_cache": "fp8"}, RequestError, "kv_cache is 'fp8'; it must be auto, fp32, fp16, bf16, int8, uint4"),
+        ({"kv_cache": "fp16", "device": "cpu"}, RequestError, "kv_cache='fp16' is for GPUs; on the CPU use 'bf16'"),
         ({"kv_memory": "lots"}, RequestError, "kv_memory is 'lots'"),
         ({"kv_memory": -1}, RequestError, "kv_memory is -1"),
         ({"kv_memory": True}, RequestError, "kv_memory is True"),

@@ -107,13 +107,17 @@ def emulator(arch: int = 80) -> Emulator:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(_Target.compile, targets))
     together = folder / hashlib.sha256(" ".join(target.path.name for target in kernels).encode()).hexdigest()[:16]
+    changed = Path(os.environ.get("CUDA_KERNEL_MUTANT", ""))  # see tests/cuda/test_mutants.py
+    if changed.suffix:
+        together = changed.parent / "images"
     (together / "cubin").mkdir(parents=True, exist_ok=True)
     for target in kernels:
         image, fresh = together / "cubin" / f"{target.name}.cubin", together / f"{target.name}.{os.getpid()}"
         if not image.exists():  # another process may be reading
-            fresh.write_bytes(b"DIEMU\0" + str(target.path).encode() + b"\0")
+            library = changed if target.name.startswith(f"{changed.stem}.") else target.path
+            fresh.write_bytes(b"DIEMU\0" + str(library).encode() + b"\0")
             fresh.rename(image)
-    mutant = os.environ.get("CUDA_HOST_MUTANT")  # see tests/cuda/test_mutants.py
+    mutant = os.environ.get("CUDA_HOST_MUTANT")
     return Emulator(Path(mutant) if mutant else host.path, driver.path, together)
 
 

@@ -15,15 +15,28 @@ UNIT = {"f32": 2.0**-24, "bf16": 2.0**-8}
 
 def product(
     device: Any, count: int, n: int, k: int, x_type: str, w_type: str, *, act: int = 0, out: str = "f32",
-    bias: bool = False, residual: str = "",
+    bias: bool = False, residual: str = "", beside: tuple[int, int] = (0, 0),
 ) -> float:  # fmt: skip
-    """A product of `count` rows; the error as a share of what rounding may do. `residual` "in place" is the output."""
+    """A product of `count` rows; the error as a share of what rounding may do.
+
+    `residual` "in place" is the output. With `beside` the activations are columns of wider ones, from that column on
+    and with so many after them.
+    """
     rng = np.random.default_rng(n + k)
     maker = Maker(device.info, tokens=count + 5)
-    x, w = maker.slot(k, x_type), maker.matrix(n, k, w_type)
+
+    def slot(cols: int, dtype: str) -> int:
+        before, after = beside
+        return (
+            maker.view(maker.slot(before + cols + after, dtype), before, cols)
+            if any(beside)
+            else maker.slot(cols, dtype)
+        )
+
+    x, w = slot(k, x_type), maker.matrix(n, k, w_type)
     cols = n // 2 if act >= GATED else n
-    y = maker.slot(cols, out)
-    r = {"": -1, "in place": y}[residual] if residual != "beside" else maker.slot(cols)
+    y = slot(cols, out)
+    r = {"": -1, "in place": y}[residual] if residual != "beside" else slot(cols, "f32")
     b = maker.vector(n) if bias else -1
     maker.op("linear", (x, r), (y,), (w, b), act=act)
     bench = Bench(device, maker)

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "support"))
+sys.path += [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2] / "support")]
 
+from bench_model import decode_figures, torch_step
 from one_op import Bench, Maker, Span, fill_step
 
 from dashinfer_lite.devices import open_device
@@ -33,7 +34,9 @@ CODES = ((1, 8192, 8192), (16, 8192, 8192), (64, 8192, 8192))
 PROMPTS = ((1024, 32, 8, 128), (8192, 32, 8, 128))  # tokens, heads, KV heads, head size
 DRAWS = ((1, 151936), (32, 151936))
 TEXTS = ((1, 128), (32, 128))  # sequences, new tokens
+MODELS = (("llama-3.2-1b", "", (1, 32)), ("llama-3.2-1b", "a16w4-g128", (1,)))  # shape, quant, sequences
 BLOCK = 32
+CONTEXT = 128  # tokens of PyTorch's static cache
 
 
 class Sizes:
@@ -47,6 +50,8 @@ class Sizes:
         self.prompts = ((40, 4, 2, 64),) if tiny else PROMPTS
         self.draws = ((2, 256),) if tiny else DRAWS
         self.texts = ((2, 3),) if tiny else TEXTS
+        self.models = (("tiny", "", (1, 2)), ("tiny", "a16w4-g128", (1,))) if tiny else MODELS
+        self.model_tokens = 2 if tiny else 64
 
 
 def main() -> int:
@@ -58,6 +63,7 @@ def main() -> int:
     found: dict[str, Any] = {"device": device.info.detail, "kernels": device.info.tier}
     for name, part in (("products", products), ("codes", codes), ("attention", attention), ("drawing", drawing)):
         found[name] = list(part(device, sizes))
+    found["models"] = list(models(device, sizes))
     device.close()
     found["decode"] = list(decode(sizes))
     print(json.dumps(found))
@@ -184,6 +190,13 @@ def decode(sizes: Sizes) -> Iterator[dict[str, Any]]:
             yield {"batch": batch, "tokens/s": tokens * batch / (time.monotonic() - begun)}
 
 
+def models(device: Any, sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Decoding with real shapes; PyTorch's step beside those that are not quantized."""
+    for shape, quant, batches in sizes.models:
+        for figure in decode_figures(device, shape, quant, batches, sizes.model_tokens):
+            yield figure | ({} if quant else torch_decode(shape, figure["B"], sizes.repeats))
+
+
 # ---- beside PyTorch --------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +245,15 @@ def torch_attention(tokens: int, hq: int, hkv: int, size: int, repeats: int) -> 
         return lambda: sdpa(q, k, v, is_causal=True, enable_gqa=True)
 
     taken = torch_seconds(make, repeats)
+    return {} if taken is None else {"torch_us": taken * 1e6}
+
+
+def torch_decode(shape: str, batch: int, repeats: int) -> dict[str, Any]:
+    """A step of the same shape, compiled; or why PyTorch has none, which spoils nothing else."""
+    try:
+        taken = torch_seconds(lambda torch: torch_step(torch, shape, batch, CONTEXT, "cuda"), repeats)
+    except Exception as error:
+        return {"torch": f"{type(error).__name__}: {error}"[:200]}
     return {} if taken is None else {"torch_us": taken * 1e6}
 
 
