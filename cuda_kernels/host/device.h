@@ -15,7 +15,7 @@ struct OpenDevice {
     void* context = nullptr;
     Chip chip{};
     Modules modules;
-    CublasLt cublaslt;  // opened by the first program that has use for it
+    CublasLt cublaslt;   // opened by the first program that has use for it
     std::mutex lookups;  // modules find kernels on demand
     char name[96] = "";
 };
