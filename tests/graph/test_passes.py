@@ -178,7 +178,7 @@ def test_an_unknown_cache_type_is_refused() -> None:
             None,
             ReferenceDevice().info,
             dtype="f32",
-            kv_dtype="f16",
+            kv_dtype="i8",
             limits=LIMITS,
             blocks=1,
         )
