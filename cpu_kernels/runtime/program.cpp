@@ -302,13 +302,16 @@ void Program::reset_counters(size_t from) {
     for (size_t i = from * 2; i < (body_.size() + tail_.size()) * 2; ++i) counters_[i].reset();
 }
 
-// Hands know a round by its last digits: they are cleared before those repeat.
-void Program::begin_round(uint64_t passed) {
-    const uint64_t before = round_;
-    round_ += passed + 1;
-    if (round_ / Hand::kRounds == before / Hand::kRounds) return;
-    const size_t hands = (body_.size() + tail_.size()) * static_cast<size_t>(device_->team->threads());
-    for (size_t i = 0; i < hands; ++i) hands_[i].clear();
+// The first of so many rounds of the hands, which know a round by its last digits and are cleared before those repeat.
+uint64_t Program::begin_rounds(uint64_t count) {
+    if (round_ % Hand::kRounds + count > Hand::kRounds) {
+        round_ = (round_ / Hand::kRounds + 1) * Hand::kRounds;
+        const size_t hands = (body_.size() + tail_.size()) * static_cast<size_t>(device_->team->threads());
+        for (size_t i = 0; i < hands; ++i) hands_[i].clear();
+    }
+    const uint64_t first = round_;
+    round_ += count;
+    return first;
 }
 
 int Program::run(const di_step& step, char* why, size_t why_bytes) {
@@ -319,11 +322,12 @@ int Program::run(const di_step& step, char* why, size_t why_bytes) {
     struct Context {
         Program* program;
         const di_step* step;
-    } context{this, &step};
+        uint64_t round;
+    } context{this, &step, begin_rounds(1 + static_cast<uint64_t>(step.R))};  // of the body, and of tiles of the tail
     const auto work = [](void* opaque, int thread, int threads) {
         auto& c = *static_cast<Context*>(opaque);
         Program& program = *c.program;
-        Run run{program, *program.device_->kernels, *c.step, thread, threads, program.round_};
+        Run run{program, *program.device_->kernels, *c.step, thread, threads, c.round};
         const bool timed = program.profiling_ && thread == 0;
         const auto execute = [&](const std::vector<di_instr>& list, size_t first) {
             for (size_t i = 0; i < list.size(); ++i) {
@@ -356,7 +360,6 @@ int Program::run(const di_step& step, char* why, size_t why_bytes) {
     };
     TurnGuard turn(device_->team->threads());
     if (!device_->team->run(work, &context, why, why_bytes)) return DI_EDEAD;
-    begin_round(1 + static_cast<uint64_t>(step.R));  // more than there were passes
     last_step_ns_ = static_cast<int64_t>(os_now_ns() - start);
     return DI_OK;
 }

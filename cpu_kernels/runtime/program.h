@@ -57,7 +57,7 @@ class Program {
     void index_tokens(const di_step& step);
     void plan_attention(const di_step& step);
     void reset_counters(size_t from);  // of the instructions from there on
-    void begin_round(uint64_t passed);
+    uint64_t begin_rounds(uint64_t count);
 
     CpuDevice* device_;
     std::vector<di_slot> slots_;
