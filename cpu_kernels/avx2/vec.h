@@ -158,6 +158,10 @@ DI_INLINE Vec rint(Vec a) {
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return {_mm256_round_ps(a.lo, kNearest), _mm256_round_ps(a.hi, kNearest)};
 }
+DI_INLINE Vec floor(Vec a) {
+    constexpr int kNearest = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(a.lo, kNearest), _mm256_round_ps(a.hi, kNearest)};
+}
 DI_INLINE Vec pow2(Vec n) {
     const Vec t = n + Vec::set(0x1.8p23f + 127.0f);
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t.lo), 23)),
@@ -187,6 +191,17 @@ DI_INLINE Vec select(Vec::Mask m, Vec a, Vec b) {
 DI_INLINE Vec scale_from(Vec y, Vec n, Vec x, float low) {
     return select(less(x, Vec::set(low)), Vec::zero(), y * pow2(n));
 }
+// t - floor(t) for t <= 0, rounded down.
+DI_INLINE Vec fraction(Vec t) {
+    const Vec n = floor(t), r = t - n;
+    const Vec::Mask up = less(t, r + n);  // rounded up: the number before it, one less as an integer
+    const auto before = [](__m256 x, __m256 is_up) {
+        return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_castps_si256(is_up)));
+    };
+    return {before(r.lo, up.lo), before(r.hi, up.hi)};
+}
+// y · 2^floor(t), or 0 where t < -126; y in [1, 2).
+DI_INLINE Vec scale_by_floor(Vec y, Vec t) { return scale_from(y, floor(t), t, -126.0f); }
 
 }  // namespace
 }  // namespace di

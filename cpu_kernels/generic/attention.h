@@ -1,6 +1,7 @@
 // Attention over the paged cache, for prefill, chunks and decode alike. A task is up to 32 query rows of one sequence
 // and KV head:
 //   softmax(mask(cap(scale · q[rows, D] · k[T, D]ᵀ) + slope · t)) · v[T, D] → y[rows, D]
+// Scores are logarithms to base 2: scale, cap, slope and sinks take a factor of log2(e).
 //
 // The order of every operation is docs/arithmetic.md's: cache positions in steps of 256 and splits of 1024, aligned to
 // absolute positions. A row's bits do not depend on its tile, its chunk of the prompt or who computes its splits:
@@ -48,13 +49,15 @@ struct CellRun {
 struct SoftmaxState {
     float* o;  // [32][padded head]
     float* m;  // [32] largest score
-    float* l;  // [32] sum of exp(score - m)
+    float* l;  // [32] sum of 2^(score - m)
 
     SoftmaxState(float* base, int padded_head) : o(base), m(base + kMaxTileRows * padded_head), l(m + kMaxTileRows) {}
 };
 
-// exp(m - to) where `to` is a maximum that m took part in: 1 where they are equal, also both -inf.
-DI_INLINE Vec decay(Vec m, Vec to) { return exp_bounded(select(less(m, to), m - to, Vec::zero())); }
+constexpr float kLog2E = 1.44269504088896341f;
+
+// 2^(m - to) where `to` is a maximum that m took part in: 1 where they are equal, also both -inf.
+DI_INLINE Vec decay(Vec m, Vec to) { return exp2_to_0(select(less(m, to), m - to, Vec::zero())); }
 
 // (m, l, o) of one row takes in another's.
 DI_INLINE void merge_row(float& m, float& l, float* o, float m2, float l2, const float* o2, int padded_head) {
@@ -162,7 +165,7 @@ class AttentionTile {
 
     void load_q() {
         const int group = a_.q_heads / a_.kv_heads;
-        const Vec factor = Vec::set(a_.scale);
+        const Vec factor = Vec::set(a_.scale * kLog2E);
         for (int r = 0; r < rows_; ++r) {
             const float* q = a_.q.row<float>(t_.token0 + (t_.row0 + r) / group);
             q += static_cast<size_t>(query_head(a_, t_, r)) * cells_ * a_.q.step();
@@ -177,7 +180,7 @@ class AttentionTile {
     void start(const SoftmaxState& state, bool with_sink) const {
         for (int r = 0; r < rows_; ++r) {
             const bool sink = with_sink && a_.sinks;
-            state.m[r] = sink ? a_.sinks[query_head(a_, t_, r)] : -__builtin_inff();
+            state.m[r] = sink ? a_.sinks[query_head(a_, t_, r)] * kLog2E : -__builtin_inff();
             state.l[r] = sink ? 1.0f : 0.0f;
             for (int d = 0; d < a_.padded_head; d += 16) Vec::zero().store(row(state, r) + d);
         }
@@ -279,9 +282,10 @@ class AttentionTile {
                 for (int i = begin; i < end; i += 16) (Vec::load(s + i) * Vec::load(k_scales_ + i)).store(s + i);
             }
             if (a_.softcap > 0) {
-                for (int i = begin; i < end; i += 16) soft_cap(Vec::load(s + i), Vec::set(a_.softcap)).store(s + i);
+                for (int i = begin; i < end; i += 16)
+                    soft_cap(Vec::load(s + i), Vec::set(a_.softcap * kLog2E)).store(s + i);
             }
-            if (a_.alibi) add_slope(s, begin, end, s0, a_.alibi[query_head(a_, t_, r)]);
+            if (a_.alibi) add_slope(s, begin, end, s0, a_.alibi[query_head(a_, t_, r)] * kLog2E);
             if (see.lo > begin) select(Vec::first_n(see.lo - begin), hidden, Vec::load(s + begin)).store(s + begin);
             if (see.hi < end) {
                 float* last = s + end - 16;
@@ -307,8 +311,8 @@ class AttentionTile {
 
     Operand* probabilities_of(int r) const { return reinterpret_cast<Operand*>(s_ + r * kScoreStride); }
 
-    // p = exp(s - top) over the groups [g0, g1), 0 where row r sees nothing, each times the scale of V where it has
-    // one; the sum of exp, unrounded and unscaled. A row's p is never longer than its s: it follows behind.
+    // p = 2^(s - top) over the groups [g0, g1), 0 where row r sees nothing, each times the scale of V where it has
+    // one; the sum of 2^(s - top), unrounded and unscaled. A row's p is never longer than its s: it follows behind.
     template <bool kWhole>
     DI_INLINE float probabilities(int r, int s0, int g0, int g1, float top) {
         const Sight see = sight<kWhole>(r, s0);
@@ -321,7 +325,7 @@ class AttentionTile {
         Vec sum = Vec::zero();
 #pragma GCC unroll 2
         for (int i = begin; i < end; ++i) {
-            const Vec e = exp_bounded(Vec::load(s + i * 16) - m);
+            const Vec e = exp2_to_0(Vec::load(s + i * 16) - m);
             sum = sum + e;
             if constexpr (Tiles::kCodes) {
                 Tiles::put(p + i * 16, e * Vec::load(v_scales_ + 16 * i));
@@ -353,7 +357,7 @@ inline void attention_merge(const Attention& a, const AttentionTask& t, const fl
         float m = -__builtin_inff(), l = 0.0f;
         for (int d = 0; d < a.padded_head; d += 16) Vec::zero().store(o + d);
         if (a.sinks && t.split0 > 0) {
-            m = a.sinks[query_head(a, t, r)];
+            m = a.sinks[query_head(a, t, r)] * kLog2E;
             l = 1.0f;
         }
         for (int i = 0; i < splits; ++i) {

@@ -190,6 +190,9 @@ inline Vec sqrt(Vec a) {
 inline Vec rint(Vec a) {
     return Vec::each([&](int i) { return __builtin_rintf(a.f[i]); });
 }
+inline Vec floor(Vec a) {
+    return Vec::each([&](int i) { return __builtin_floorf(a.f[i]); });
+}
 // 2^n for integral n in [-126, 127]: n + 127 becomes the low bits of a float near 1.5 * 2^23, then the exponent.
 inline Vec pow2(Vec n) {
     return Vec::each([&](int i) { return float_of(bits_of(n.f[i] + (0x1.8p23f + 127.0f)) << 23); });
@@ -223,6 +226,15 @@ inline Vec select(Vec::Mask m, Vec a, Vec b) {
 inline Vec scale_from(Vec y, Vec n, Vec x, float low) {
     return select(less(x, Vec::set(low)), Vec::zero(), y * pow2(n));
 }
+// t - floor(t) for t <= 0, rounded down.
+inline Vec fraction(Vec t) {
+    return Vec::each([&](int i) {
+        const float n = __builtin_floorf(t.f[i]), r = t.f[i] - n;
+        return r + n > t.f[i] ? float_of(bits_of(r) - 1) : r;  // rounded up: the number before it
+    });
+}
+// y · 2^floor(t), or 0 where t < -126; y in [1, 2).
+inline Vec scale_by_floor(Vec y, Vec t) { return scale_from(y, floor(t), t, -126.0f); }
 
 }  // namespace
 }  // namespace di

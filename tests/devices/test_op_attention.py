@@ -143,8 +143,6 @@ def check(device: Any, case: Case) -> None:
     )
     slopes = rounded(2.0 ** -rng.uniform(1, 8, hq), "f32")
     sinks = rounded(rng.standard_normal(hq), "f32")
-    want = [oracle(case, b, q[b], k[b], v[b], slopes, sinks) for b in range(len(totals))]
-    expected, bound = (np.concatenate([pair[i] for pair in want]) for i in range(2))
     with each(device, make(device, case, sum(needed) + 2), max_blocks=max(needed)) as benches:
         for bench in benches:
             for weight, values in zip(
@@ -156,7 +154,8 @@ def check(device: Any, case: Case) -> None:
                     step(bench, case, [(b, start, min(CHUNK, before - start))], q, k, v)
             step(bench, case, [(b, before, new) for b, (before, new) in enumerate(case.sequences)], q, k, v)
             got = bench.get_heads(3, sum(new for _, new in case.sequences), hq, case.size)
-            assert_close(got, expected, bound)
+            want = [oracle(case, b, bench, q[b], k[b], v[b], slopes, sinks) for b in range(len(totals))]
+            assert_close(got, *(np.concatenate([pair[i] for pair in want]) for i in range(2)))
 
 
 def make(device: Any, case: Case, blocks: int) -> Maker:
@@ -198,11 +197,14 @@ def numbers(x: Array, cache: str) -> Array:
     return values.astype(np.float64) * scales[..., None].astype(np.float64)
 
 
-def oracle(case: Case, b: int, q: Array, k: Array, v: Array, slopes: Array, sinks: Array) -> tuple[Array, Array]:
+def oracle(
+    case: Case, b: int, bench: Bench, q: Array, k: Array, v: Array, slopes: Array, sinks: Array
+) -> tuple[Array, Array]:
     """Attention of a sequence's new tokens in float64, and the bound of the error."""
     before, new = case.sequences[b]
-    scale = np.float32(case.size**-0.5)
-    q = rounded(q[before:] * scale, "f32" if case.cache == "f32" else "bf16").astype(np.float64).transpose(1, 0, 2)
+    unit = np.float32(1) if bench.device.info.name == "cuda" else exact.LOG2E  # what q is multiplied by and rounded
+    q = rounded(q[before:] * (np.float32(case.size**-0.5) * unit), "f32" if case.cache == "f32" else "bf16")
+    q = q.transpose(1, 0, 2) / np.float64(unit)
     group = case.heads[0] // case.heads[1]
     k, v = (np.repeat(numbers(x, case.cache).transpose(1, 0, 2), group, axis=0) for x in (k, v))
     scores = q @ k.transpose(0, 2, 1)

@@ -85,6 +85,23 @@ def exp(x: Array) -> Array:
     return np.where(np.isnan(x), x, np.where(x < F32(-87), F32(0), y)).astype(F32)
 
 
+LOG2E = F32(1.44269504088896341)
+
+
+def exp2(t: Array) -> Array:
+    """2^t for t <= 0: a polynomial in t - floor(t), which is rounded down."""
+    t = np.asarray(t, F32)
+    with np.errstate(invalid="ignore"):
+        n = np.floor(t)
+        r = t - n
+        r = np.where(r + n > t, np.nextafter(r, F32(-1)), r)
+        p = F32(1.8793186e-3)
+        for c in (8.990995e-3, 5.5818677e-2, 2.4015927e-1, 6.931517e-1, 1.0):
+            p = fma(p, r, F32(c))
+        y = np.ldexp(p, np.nan_to_num(n).clip(-300, 300).astype(np.int32))
+    return np.where(np.isnan(t), t, np.where(t < F32(-126), F32(0), y)).astype(F32)
+
+
 def silu(x: Array) -> Array:
     return x / (F32(1) + exp(-x))
 
@@ -198,11 +215,12 @@ def attention(
 ) -> Array:
     """One query row q[D] over k, v[S,D]: positions in steps of 256 within splits of 1024, splits merged in order."""
     width, size = -(-len(q) // CELL) * CELL, len(q)
-    q = q * F32(scale) if cache == "f32" else bf16(q * F32(scale))
+    q = q * (F32(scale) * LOG2E)
+    q = q if cache == "f32" else bf16(q)
     k, k_scale = kept(k, cache)
     v, v_scale = kept(v, cache)
     empty = (F32(-np.inf), F32(0), np.zeros(width, F32))
-    total = empty if sink is None else (F32(sink), F32(1), np.zeros(width, F32))
+    total = empty if sink is None else (F32(sink) * LOG2E, F32(1), np.zeros(width, F32))
     for split in range(0, len(k), SPLIT):
         state = total if split == 0 else empty
         for start in range(split, min(split + SPLIT, len(k)), STEP):
@@ -232,15 +250,16 @@ def softmax_step(
     k, v = keys[0], values[0]
     scores = product(q[None], k, cache)[0] * keys[1]
     if softcap:
-        scores = F32(softcap) * tanh(scores / F32(softcap))
+        cap = F32(softcap) * LOG2E
+        scores = cap * tanh(scores / cap)
     if slope is not None:
-        scores = scores + F32(slope) * np.arange(start, start + len(k)).astype(F32)
+        scores = scores + F32(slope) * LOG2E * np.arange(start, start + len(k)).astype(F32)
     hidden = np.ones(len(k), bool)
     hidden[here] = False
     scores = np.where(hidden, F32(-np.inf), scores)
     top = max(m, scores.max())
-    f = exp(m - top) if m < top else F32(1)
-    p = exp(scores - top)
+    f = exp2(m - top) if m < top else F32(1)
+    p = exp2(scores - top)
     weights = p * values[1]
     narrow = weights if cache == "f32" else bf16(weights)
     columns = padded(np.pad(v, ((0, len(p) - len(v)), (0, 0))))
@@ -251,5 +270,5 @@ def softmax_step(
 def merged(one: tuple[Array, Array, Array], two: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
     """Two splits' states as one."""
     top = max(one[0], two[0])
-    a, b = (exp(m - top) if m < top else F32(1) for m in (one[0], two[0]))
+    a, b = (exp2(m - top) if m < top else F32(1) for m in (one[0], two[0]))
     return top, fma(one[1], a, two[1] * b), fma(one[2], a, two[2] * b)

@@ -255,6 +255,7 @@ class Bench:
 
     def __init__(self, device: Any, maker: Maker, *, max_blocks: int = 8, max_rows: int | None = None) -> None:
         self.maker = maker
+        self.device = device
         self.program = maker.program()
         self.executable = device.create(self.program)
         self.step = Step(
