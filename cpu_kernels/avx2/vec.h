@@ -187,11 +187,7 @@ DI_INLINE Vec::Mask operator!(Vec::Mask a) {
 DI_INLINE Vec select(Vec::Mask m, Vec a, Vec b) {
     return {_mm256_blendv_ps(b.lo, a.lo, m.lo), _mm256_blendv_ps(b.hi, a.hi, m.hi)};
 }
-// y · 2ⁿ for -126 <= n <= 127, or 0 where x < low.
-DI_INLINE Vec scale_from(Vec y, Vec n, Vec x, float low) {
-    return select(less(x, Vec::set(low)), Vec::zero(), y * pow2(n));
-}
-// t - floor(t) for t <= 0, rounded down.
+// t - floor(t), rounded down.
 DI_INLINE Vec fraction(Vec t) {
     const Vec n = floor(t), r = t - n;
     const Vec::Mask up = less(t, r + n);  // rounded up: the number before it, one less as an integer
@@ -201,7 +197,9 @@ DI_INLINE Vec fraction(Vec t) {
     return {before(r.lo, up.lo), before(r.hi, up.hi)};
 }
 // y · 2^floor(t), or 0 where t < -126; y in [1, 2).
-DI_INLINE Vec scale_by_floor(Vec y, Vec t) { return scale_from(y, floor(t), t, -126.0f); }
+DI_INLINE Vec scale_by_floor(Vec y, Vec t) {
+    return select(less(t, Vec::set(-126.0f)), Vec::zero(), y * pow2(floor(t)));
+}
 
 }  // namespace
 }  // namespace di

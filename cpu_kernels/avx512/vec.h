@@ -123,11 +123,7 @@ DI_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 DI_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
 DI_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 DI_INLINE Vec rint(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-// y · 2ⁿ, or 0 where x < low.
-DI_INLINE Vec scale_from(Vec y, Vec n, Vec x, float low) {
-    return {_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x.v, _mm512_set1_ps(low), _CMP_NLT_UQ), y.v, n.v)};
-}
-// t - floor(t) for t <= 0, rounded down.
+// t - floor(t), rounded down.
 DI_INLINE Vec fraction(Vec t) { return {_mm512_reduce_ps(t.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
 // y · 2^floor(t), or 0 where t < -126; y in [1, 2).
 DI_INLINE Vec scale_by_floor(Vec y, Vec t) { return {_mm512_scalef_ps(y.v, t.v)}; }

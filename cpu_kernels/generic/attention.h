@@ -54,10 +54,8 @@ struct SoftmaxState {
     SoftmaxState(float* base, int padded_head) : o(base), m(base + kMaxTileRows * padded_head), l(m + kMaxTileRows) {}
 };
 
-constexpr float kLog2E = 1.44269504088896341f;
-
 // 2^(m - to) where `to` is a maximum that m took part in: 1 where they are equal, also both -inf.
-DI_INLINE Vec decay(Vec m, Vec to) { return exp2_to_0(select(less(m, to), m - to, Vec::zero())); }
+DI_INLINE Vec decay(Vec m, Vec to) { return exp2(select(less(m, to), m - to, Vec::zero())); }
 
 // (m, l, o) of one row takes in another's.
 DI_INLINE void merge_row(float& m, float& l, float* o, float m2, float l2, const float* o2, int padded_head) {
@@ -325,7 +323,7 @@ class AttentionTile {
         Vec sum = Vec::zero();
 #pragma GCC unroll 2
         for (int i = begin; i < end; ++i) {
-            const Vec e = exp2_to_0(Vec::load(s + i * 16) - m);
+            const Vec e = exp2(Vec::load(s + i * 16) - m);
             sum = sum + e;
             if constexpr (Tiles::kCodes) {
                 Tiles::put(p + i * 16, e * Vec::load(v_scales_ + 16 * i));

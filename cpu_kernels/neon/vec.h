@@ -186,18 +186,16 @@ DI_INLINE Vec::Mask is_nan(Vec a) { return !equal(a, a); }
 DI_INLINE Vec select(Vec::Mask m, Vec a, Vec b) {
     return Vec::each([&](int i) { return vbslq_f32(m.q[i], a.q[i], b.q[i]); });
 }
-// y · 2ⁿ for -126 <= n <= 127, or 0 where x < low.
-DI_INLINE Vec scale_from(Vec y, Vec n, Vec x, float low) {
-    return select(less(x, Vec::set(low)), Vec::zero(), y * pow2(n));
-}
-// t - floor(t) for t <= 0, rounded down.
+// t - floor(t), rounded down.
 DI_INLINE Vec fraction(Vec t) {
     const Vec n = floor(t), r = t - n;
     const Vec::Mask up = less(t, r + n);  // rounded up: the number before it, one less as an integer
     return Vec::each([&](int i) { return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(r.q[i]), up.q[i])); });
 }
 // y · 2^floor(t), or 0 where t < -126; y in [1, 2).
-DI_INLINE Vec scale_by_floor(Vec y, Vec t) { return scale_from(y, floor(t), t, -126.0f); }
+DI_INLINE Vec scale_by_floor(Vec y, Vec t) {
+    return select(less(t, Vec::set(-126.0f)), Vec::zero(), y * pow2(floor(t)));
+}
 DI_INLINE Vec max(Vec a, Vec b) { return select(less(b, a), a, b); }  // as on x86: b where either is NaN
 DI_INLINE Vec min(Vec a, Vec b) { return select(less(a, b), a, b); }
 

@@ -222,11 +222,7 @@ inline Vec::Mask operator!(Vec::Mask a) {
 inline Vec select(Vec::Mask m, Vec a, Vec b) {
     return Vec::each([&](int i) { return m.b[i] ? a.f[i] : b.f[i]; });
 }
-// y · 2ⁿ for -126 <= n <= 127, or 0 where x < low.
-inline Vec scale_from(Vec y, Vec n, Vec x, float low) {
-    return select(less(x, Vec::set(low)), Vec::zero(), y * pow2(n));
-}
-// t - floor(t) for t <= 0, rounded down.
+// t - floor(t), rounded down.
 inline Vec fraction(Vec t) {
     return Vec::each([&](int i) {
         const float n = __builtin_floorf(t.f[i]), r = t.f[i] - n;
@@ -234,7 +230,7 @@ inline Vec fraction(Vec t) {
     });
 }
 // y · 2^floor(t), or 0 where t < -126; y in [1, 2).
-inline Vec scale_by_floor(Vec y, Vec t) { return scale_from(y, floor(t), t, -126.0f); }
+inline Vec scale_by_floor(Vec y, Vec t) { return select(less(t, Vec::set(-126.0f)), Vec::zero(), y * pow2(floor(t))); }
 
 }  // namespace
 }  // namespace di

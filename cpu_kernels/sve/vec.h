@@ -225,11 +225,7 @@ DI_INLINE Vec::Mask operator!(Vec::Mask a) {
 DI_INLINE Vec select(Vec::Mask m, Vec a, Vec b) {
     return Vec::each([&](int i) { return svsel_f32(m.v[i], a.v[i], b.v[i]); });
 }
-// y · 2ⁿ for -126 <= n <= 127, or 0 where x < low.
-DI_INLINE Vec scale_from(Vec y, Vec n, Vec x, float low) {
-    return select(less(x, Vec::set(low)), Vec::zero(), y * pow2(n));
-}
-// t - floor(t) for t <= 0, rounded down.
+// t - floor(t), rounded down.
 DI_INLINE Vec fraction(Vec t) {
     const Vec n = floor(t), r = t - n;
     const Vec::Mask up = less(t, r + n);  // rounded up: the number before it, one less as an integer
@@ -237,7 +233,9 @@ DI_INLINE Vec fraction(Vec t) {
         [&](int i) { return svreinterpret_f32_u32(svsub_n_u32_m(up.v[i], svreinterpret_u32_f32(r.v[i]), 1)); });
 }
 // y · 2^floor(t), or 0 where t < -126; y in [1, 2).
-DI_INLINE Vec scale_by_floor(Vec y, Vec t) { return scale_from(y, floor(t), t, -126.0f); }
+DI_INLINE Vec scale_by_floor(Vec y, Vec t) {
+    return select(less(t, Vec::set(-126.0f)), Vec::zero(), y * pow2(floor(t)));
+}
 DI_INLINE Vec max(Vec a, Vec b) { return select(less(b, a), a, b); }  // as on x86: b where either is NaN
 DI_INLINE Vec min(Vec a, Vec b) { return select(less(a, b), a, b); }
 

@@ -70,26 +70,11 @@ def padded(x: Array) -> Array:
 # ---- elementary functions --------------------------------------------------------------------------------------------
 
 
-def exp(x: Array) -> Array:
-    """Cody and Waite's reduction by ln 2 in two parts, the polynomial of Cephes' expf."""
-    x = np.asarray(x, F32)
-    with np.errstate(invalid="ignore", over="ignore"):
-        capped = np.where(x < F32(88), x, F32(88))
-        n = np.rint(capped * F32(1.44269504088896341))
-        r = fma(-n, F32(0.693359375), capped)
-        r = fma(-n, F32(-2.12194440e-4), r)
-        p = F32(1.9875691500e-4)
-        for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-            p = fma(p, r, F32(c))
-        y = np.ldexp(fma(p, r * r, r + F32(1)), np.nan_to_num(n).clip(-300, 300).astype(np.int32))
-    return np.where(np.isnan(x), x, np.where(x < F32(-87), F32(0), y)).astype(F32)
-
-
 LOG2E = F32(1.44269504088896341)
 
 
 def exp2(t: Array) -> Array:
-    """2^t for t <= 0: a polynomial in t - floor(t), which is rounded down."""
+    """2^t for t < 128: a polynomial in t - floor(t), which is rounded down."""
     t = np.asarray(t, F32)
     with np.errstate(invalid="ignore"):
         n = np.floor(t)
@@ -100,6 +85,12 @@ def exp2(t: Array) -> Array:
             p = fma(p, r, F32(c))
         y = np.ldexp(p, np.nan_to_num(n).clip(-300, 300).astype(np.int32))
     return np.where(np.isnan(t), t, np.where(t < F32(-126), F32(0), y)).astype(F32)
+
+
+def exp(x: Array) -> Array:
+    """e^x as a power of 2."""
+    x = np.asarray(x, F32)
+    return exp2(np.where(x > F32(88), F32(88), x) * LOG2E)
 
 
 def silu(x: Array) -> Array:

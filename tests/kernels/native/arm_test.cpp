@@ -149,15 +149,13 @@ void rms_norms() {
 
 float expected_exp(float x) {
     if (x != x) return x;
-    if (x < -87.0f) return 0.0f;
-    if (x > 88.0f) x = 88.0f;
-    const float n = __builtin_rintf(x * 1.44269504088896341f);
-    const float r = __builtin_fmaf(-n, -2.12194440e-4f, __builtin_fmaf(-n, 0.693359375f, x));
-    float p = 1.9875691500e-4f;
-    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
-        p = __builtin_fmaf(p, r, c);
-    }
-    return __builtin_fmaf(p, r * r, r + 1.0f) * __builtin_ldexpf(1.0f, static_cast<int>(n));
+    const float t = (x > 88.0f ? 88.0f : x) * 1.44269504088896341f, n = __builtin_floorf(t);
+    if (t < -126.0f) return 0.0f;
+    float r = t - n;
+    if (r + n > t) r = __builtin_nextafterf(r, -1.0f);
+    float p = 1.8793186e-3f;
+    for (float c : {8.990995e-3f, 5.5818677e-2f, 2.4015927e-1f, 6.931517e-1f, 1.0f}) p = __builtin_fmaf(p, r, c);
+    return p * __builtin_ldexpf(1.0f, static_cast<int>(n));
 }
 
 void elementary() {
