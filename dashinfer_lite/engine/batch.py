@@ -76,11 +76,12 @@ class Batch:
         step.keep.clear()
         step.out_hidden = None
         step.B, step.n_clear = len(plan), 0
-        step.swap_out = _swaps(swaps_out)
-        step.swap_in = _swaps([swap for chunk in plan for swap in chunk.swaps])
+        swaps_in: list[Swap] = []
         end = 0
         for b, chunk in enumerate(plan):
             first, end = end, end + chunk.count
+            if chunk.swaps:
+                swaps_in += chunk.swaps
             self._fill_tokens(chunk, first, end)
             step.q_offset[b + 1] = end
             step.kv_len[b] = chunk.start + chunk.count
@@ -93,6 +94,8 @@ class Batch:
             if chunk.draws:
                 self._draw(chunk.seq, end - 1)
         step.T, step.R = end, len(self._rows)
+        step.swap_out = np.array(swaps_out, np.int32) if swaps_out else NO_SWAPS
+        step.swap_in = np.array(swaps_in, np.int32) if swaps_in else NO_SWAPS
 
     def results(self) -> list[Drawn]:
         """What the step gave, once the device is done with it; one entry a logit row."""
@@ -113,8 +116,10 @@ class Batch:
 
     def pooled(self) -> list[Pooled]:
         """The hidden states that the step gave."""
-        assert self._hidden is not None or not self._pooled
-        return [Pooled(seq, self._hidden[first:after]) for seq, first, after in self._pooled]  # type: ignore[index]
+        if not self._pooled:
+            return []
+        assert self._hidden is not None
+        return [Pooled(seq, self._hidden[first:after]) for seq, first, after in self._pooled]
 
     def forget(self) -> None:
         """Drop the references to sequences, so that an idle engine holds on to nobody's data."""
@@ -206,7 +211,3 @@ class Batch:
             step.keep.append(banned)
             self._banned_ids[row] = banned.ctypes.data
             self._n_banned[row] = len(banned)
-
-
-def _swaps(swaps: list[Swap]) -> np.ndarray:
-    return np.array(swaps, np.int32) if swaps else NO_SWAPS

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from dashinfer_lite.devices.step import STATUS_EMPTY, STATUS_OK
 from dashinfer_lite.engine.batch import Batch, Drawn, Pooled
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from dashinfer_lite.graph.program import Program
 
 _log = logging.getLogger("dashinfer_lite")
-
-
-class _Flight(NamedTuple):
-    """A submitted step whose results are still to come."""
-
-    number: int
-    ticket: int
-    batch: Batch
 
 
 class Core:
@@ -56,7 +48,7 @@ class Core:
         self._executable = executable
         self._dequeued = dequeued
         self._live: dict[Request, list[Sequence]] = {}
-        self._flights: deque[_Flight] = deque()
+        self._flights: deque[tuple[int, int, Batch]] = deque()  # number, ticket, and what the results are of
         max_blocks = self.kv.blocks_for(max_context)
         self._batches = [
             Batch(limits, max_blocks, max_context, program.position_rows, program.hidden_size)
@@ -89,9 +81,9 @@ class Core:
 
     def end_all(self, status: Status, error: Exception | None = None) -> None:
         """Wait for what is in flight, then end all requests."""
-        for flight in self._flights:
+        for _, ticket, _ in self._flights:
             try:
-                self._executable.wait(flight.ticket)
+                self._executable.wait(ticket)
             except Exception as late:
                 _log.warning("a step failed while the engine was stopping: %s", late)
         self._flights.clear()
@@ -107,7 +99,7 @@ class Core:
         elif self._live and not self._flights:
             raise DashInferError("there are requests but nothing to compute; please report this")
         if self._flights and (not plan or not self._batches):
-            self._complete(self._flights.popleft())
+            self._complete(*self._flights.popleft())
 
     def forget(self) -> None:
         """Drop the last references to what has ended."""
@@ -136,34 +128,33 @@ class Core:
             return
         for chunk in plan:
             chunk.seq.last_step = number
-        self._flights.append(_Flight(number, ticket, batch))
+        self._flights.append((number, ticket, batch))
 
-    def _complete(self, flight: _Flight) -> None:
+    def _complete(self, number: int, ticket: int, batch: Batch) -> None:
         """Take in a step's results, in the order of submission."""
-        batch = flight.batch
         self._batches.append(batch)
         try:
-            self._executable.wait(flight.ticket)
+            self._executable.wait(ticket)
         except Exception as error:
-            self.kv.step_failed(flight.number)
-            self.kv.step_done(flight.number)
+            self.kv.step_failed(number)
+            self.kv.step_done(number)
             self._fail_step(batch.plan, error)
             return
-        self.kv.step_done(flight.number)
+        self.kv.step_done(number)
         for chunk in batch.plan:
             if chunk.seq.epoch == chunk.epoch and not chunk.seq.done:
                 self.kv.register(chunk.seq, chunk.start + chunk.count)
-        changed: dict[Request, None] = {}
+        changed: dict[Request, bool] = {}  # and whether one of its answers has ended
         for drawn in batch.results():
             self._accept(drawn, changed)
         for pooled in batch.pooled():
             self._pool(pooled, changed)
-        for request in changed:
+        for request, has_ended in changed.items():
             request.notify(is_generating=True)
-            if all(seq.done for seq in self._live.get(request, ())):
+            if has_ended and all(seq.done for seq in self._live.get(request, ())):
                 self.end(request, "finished")
 
-    def _accept(self, drawn: Drawn, changed: dict[Request, None]) -> None:
+    def _accept(self, drawn: Drawn, changed: dict[Request, bool]) -> None:
         """Take in one logit row."""
         seq = drawn.seq
         request = seq.request
@@ -173,27 +164,26 @@ class Core:
         if drawn.status != STATUS_OK:
             self.end(request, "failed", _row_error(drawn, len(seq.tokens)))
             return
-        raw = RawLogprobs(drawn.token, drawn.logprob, drawn.rank, *drawn.top)
         if drawn.scored:
             target = seq.tokens[len(request.raw_prompt_logprobs) + 1]
-            request.raw_prompt_logprobs.append(raw._replace(token=target))
+            request.raw_prompt_logprobs.append(RawLogprobs(target, drawn.logprob, drawn.rank, *drawn.top))
             return
         seq.tokens.append(drawn.token)
         if seq.draw.reports:
-            seq.sample.raw_logprobs.append(raw)
+            seq.sample.raw_logprobs.append(RawLogprobs(drawn.token, drawn.logprob, drawn.rank, *drawn.top))
         seq.sample.token_ids.append(drawn.token)
         self.counters.generated_tokens += 1
-        changed[request] = None
         try:
             self._look_for_end(seq, drawn.token)
         except RequestError as error:
             self.end(request, "failed", error)
             return
+        changed[request] = seq.done or changed.get(request, False)
         for follower in seq.followers:
             self.scheduler.add(follower)
         seq.followers = []
 
-    def _pool(self, pooled: Pooled, changed: dict[Request, None]) -> None:
+    def _pool(self, pooled: Pooled, changed: dict[Request, bool]) -> None:
         """Take in hidden states; the prompt's vector is there with its last token."""
         seq, rows = pooled
         if seq.done or seq.pooling is None:
@@ -208,7 +198,7 @@ class Core:
         seq.request.embedding = vector
         seq.sample.finish_reason = "stop"
         self._retire(seq)
-        changed[seq.request] = None
+        changed[seq.request] = True
 
     def _look_for_end(self, seq: Sequence, token: int) -> None:
         """Show a new token to readers, and finish the answer where it ends; RequestError where its grammar fails."""

@@ -73,6 +73,7 @@ class Request:
         self._version = 0  # rises with every change that a reader may wait for
         self._changed = threading.Condition()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._sleepers = 0  # threads that wait, as `_waiters` are tasks
         self._submitted_s = time.perf_counter()
         self._started_s: float | None = None
         self._first_token_s: float | None = None
@@ -148,9 +149,10 @@ class Request:
         loop = asyncio.get_running_loop()
         waiter = (loop, loop.create_future())
         with self._changed:
-            if self._version != version:
-                return True
             self._waiters.append(waiter)
+            if self._version != version:
+                self._waiters.remove(waiter)
+                return True
         timer = None if timeout_s is None else loop.call_later(timeout_s, _wake, waiter[1])
         try:
             await waiter[1]
@@ -190,8 +192,10 @@ class Request:
         if is_generating and self._first_token_s is None and not self.is_done:
             self._first_token_s = time.perf_counter()
             self._status = "generating"
+        self._version += 1
+        if not self._sleepers and not self._waiters:  # who comes later looks at the version behind this
+            return
         with self._changed:
-            self._version += 1
             self._changed.notify_all()
             waiters, self._waiters = self._waiters, []
         for loop, future in waiters:
@@ -241,11 +245,15 @@ class Request:
                 raise TimeoutError(f"request {self.id} is not done; it is {self._status}")
             return
         with self._changed:
-            while self._version == version:
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise TimeoutError(f"request {self.id} is not done; it is {self._status}")
-                self._changed.wait(left)
+            self._sleepers += 1
+            try:
+                while self._version == version:
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        raise TimeoutError(f"request {self.id} is not done; it is {self._status}")
+                    self._changed.wait(left)
+            finally:
+                self._sleepers -= 1
 
     async def _result_async(self) -> RequestOutput:
         while True:

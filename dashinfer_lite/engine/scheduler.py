@@ -71,7 +71,7 @@ class Scheduler:
         for seq in self._in_turn():
             if seq.slot >= 0 and seq not in plan:  # neither preempted nor admitted just now
                 self._continue(seq, plan)
-        if not self._is_short:
+        if self.waiting and not self._is_short:
             self._admit(plan, most=len(self.waiting))
         for chunk in plan.values():
             chunk.seq.computed += chunk.count
@@ -80,9 +80,12 @@ class Scheduler:
 
     def _in_turn(self) -> list[Sequence]:
         """Those that need one token first: a long prompt must not make others' answers stutter."""
-        ready = [seq for seq in self.running if seq.is_ready]
-        short = [seq for seq in ready if seq.total - seq.computed == 1]
-        return short if len(short) == len(ready) else short + [seq for seq in ready if seq.total - seq.computed > 1]
+        short: list[Sequence] = []
+        long: list[Sequence] = []
+        for seq in self.running:
+            if seq.is_ready:
+                (short if seq.total - seq.computed == 1 else long).append(seq)
+        return short + long
 
     def _continue(self, seq: Sequence, plan: dict[Sequence, Chunk]) -> None:
         count = min(seq.total - seq.computed, self._budget)

@@ -68,9 +68,10 @@ class Sequence:
     @property
     def is_ready(self) -> bool:
         """Whether there is something to compute that depends on no result the host still waits for."""
-        if self.pending and (self.draw.needs_host or self.computed + 1 < self.total):
+        total = self.total
+        if self.pending and (self.draw.needs_host or self.computed + 1 < total):
             return False
-        return self.computed < self.total < self.max_total
+        return self.computed < total < self.max_total
 
     @property
     def scores(self) -> bool:

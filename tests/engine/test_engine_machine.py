@@ -170,7 +170,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert (entry.host, entry.is_saved) == (at, True)
         for entry, swap in leaving:
             assert (entry.host, entry.is_saved) == (swap.host, False)
-        assert set(host._leaving) <= {flight.number for flight in self.engine._core._flights}
+        assert set(host._leaving) <= {number for number, _, _ in self.engine._core._flights}
         owners = {id(entry) for entry in [*host._saved.values(), *(entry for entry, _ in leaving)]}
         assert owners == {id(entry) for entry in entries if entry.host >= 0}
         assert all(entry.block >= 0 or entry.host >= 0 for entry in entries)
