@@ -51,6 +51,7 @@ class Batch:
         self.step = Step(limits, max_blocks, max_rows=limits.max_tokens)
         self.step.position_rows = position_rows
         self.plan: list[Chunk] = []
+        self.pools = False  # whether some rows give hidden states
         self._rows: list[tuple[Sequence, bool]] = []  # of each logit row: whose it is, and whether it scores
         self._pooled: list[tuple[Sequence, int, int]] = []  # rows [first, after) that give hidden states alone
         self._hidden: np.ndarray | None = None  # [rows, H], once somebody asked for it
@@ -73,6 +74,7 @@ class Batch:
         self.plan = plan
         self._rows.clear()
         self._pooled.clear()
+        self.pools = False
         step.keep.clear()
         step.out_hidden = None
         step.B, step.n_clear = len(plan), 0
@@ -116,10 +118,8 @@ class Batch:
 
     def pooled(self) -> list[Pooled]:
         """The hidden states that the step gave."""
-        if not self._pooled:
-            return []
-        assert self._hidden is not None
-        return [Pooled(seq, self._hidden[first:after]) for seq, first, after in self._pooled]
+        assert self._hidden is not None or not self.pools
+        return [Pooled(seq, self._hidden[first:after]) for seq, first, after in self._pooled]  # type: ignore[index]
 
     def forget(self) -> None:
         """Drop the references to sequences, so that an idle engine holds on to nobody's data."""
@@ -191,6 +191,7 @@ class Batch:
         self._drawing[row:after] = [None] * (end - begin)
         self._rows += [(seq, True)] * (end - begin)
         self._pooled.append((seq, row, after))
+        self.pools = True
         seq.scored = end
 
     def _draw(self, seq: Sequence, token_row: int) -> None:

@@ -147,8 +147,9 @@ class Core:
         changed: dict[Request, bool] = {}  # and whether one of its answers has ended
         for drawn in batch.results():
             self._accept(drawn, changed)
-        for pooled in batch.pooled():
-            self._pool(pooled, changed)
+        if batch.pools:
+            for pooled in batch.pooled():
+                self._pool(pooled, changed)
         for request, has_ended in changed.items():
             request.notify(is_generating=True)
             if has_ended and all(seq.done for seq in self._live.get(request, ())):

@@ -104,11 +104,12 @@ class KvCache:
 
     def begin_step(self, number: int) -> list[Swap]:
         """The copies to host memory that a step makes before it overwrites their blocks."""
-        return self.host.begin_step(number)
+        return self.host.begin_step(number) if self.host.blocks else []
 
     def step_done(self, number: int) -> None:
         """Note that a step is done; steps end in the order of their numbers."""
-        self.host.step_done(number)
+        if self.host.blocks:
+            self.host.step_done(number)
         self._steps_done = number
         if not self._held:
             return
