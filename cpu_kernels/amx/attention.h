@@ -74,6 +74,9 @@ class AmxTiles {
     }
 
     static DI_INLINE void put(bf16* to, Vec v) { v.store_bf16(to); }
+    static DI_INLINE void put(bf16* to, Vec v, Vec next) {
+        _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(next.v, v.v)));
+    }
 
     void scores(const bf16* q, const CellRun& k, int cells, float* s, const uint8_t* ahead) {
         if (wide_) {

@@ -13,7 +13,7 @@
 //   Operand                        what q and p are kept in
 //   kCellBytes, kCodes             bytes of a cell of the cache; whether it holds codes, with scales and zero points
 //   Tiles(int rows, float* room)   `room` holds kExpandFloats floats
-//   put(Operand*, Vec)             rounds 16 values to the cache's type
+//   put(Operand*, Vec), put(Operand*, Vec, Vec)    16 or 32 values, rounded to the cache's type
 //   scores(q, k, cells, s, ahead)
 //       s[rows, 32] = q[rows, D] · k[32, D]ᵀ; rows of s are kScoreStride apart
 //   finish_scores()                they need not be in memory before
@@ -318,20 +318,22 @@ class AttentionTile {
         const int begin = any ? see.lo / 16 : 2 * g1, end = any ? (see.hi + 15) / 16 : 2 * g1;
         const float* s = s_ + r * kScoreStride;
         Operand* const p = probabilities_of(r);
-        for (int i = 2 * g0; i < begin; ++i) Tiles::put(p + i * 16, Vec::zero());
+        for (int j = 2 * g0; j < begin; ++j) Tiles::put(p + j * 16, Vec::zero());
         const Vec m = Vec::set(top == -__builtin_inff() ? 0.0f : top);  // every score -inf: every p 0
         Vec sum = Vec::zero();
-#pragma GCC unroll 2
-        for (int i = begin; i < end; ++i) {
+        const auto weight = [&](int i) {
             const Vec e = exp2(Vec::load(s + i * 16) - m);
             sum = sum + e;
-            if constexpr (Tiles::kCodes) {
-                Tiles::put(p + i * 16, e * Vec::load(v_scales_ + 16 * i));
-            } else {
-                Tiles::put(p + i * 16, e);
-            }
+            if constexpr (Tiles::kCodes) return e * Vec::load(v_scales_ + 16 * i);
+            return e;
+        };
+        int i = begin;
+        for (; i + 2 <= end; i += 2) {
+            const Vec one = weight(i), two = weight(i + 1);
+            Tiles::put(p + i * 16, one, two);
         }
-        for (int i = end; i < 2 * g1; ++i) Tiles::put(p + i * 16, Vec::zero());
+        if (i < end) Tiles::put(p + i * 16, weight(i));
+        for (int j = end; j < 2 * g1; ++j) Tiles::put(p + j * 16, Vec::zero());
         return sum.reduce_add();
     }
 

@@ -19,6 +19,7 @@ class CodeTiles {
     CodeTiles(int rows, float* room) : inner_(rows, nullptr), cells_(reinterpret_cast<bf16*>(room)) {}
 
     static DI_INLINE void put(Operand* to, Vec v) { Inner::put(to, v); }
+    static DI_INLINE void put(Operand* to, Vec v, Vec next) { Inner::put(to, v, next); }
 
     void finish_scores() const {}
     void scores(const Operand* q, const CellRun& k, int cells, float* s, const uint8_t* ahead) const {

@@ -46,6 +46,7 @@ struct FmaTiles {
     FmaTiles(int rows, float*) : rows_(rows) {}
 
     static DI_INLINE void put(float* to, Vec v) { put_rounded(to, v, Cell{}); }
+    static DI_INLINE void put(float* to, Vec v, Vec next) { put(to, v), put(to + 16, next); }
 
     void finish_scores() const {}
     void scores(const float* q, const CellRun& k, int cells, float* s, const uint8_t* ahead) const {
