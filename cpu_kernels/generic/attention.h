@@ -225,10 +225,14 @@ class AttentionTile {
         for (int i = 0; i < kMaxTileRows; i += 16) {
             decay(Vec::load(state.m + i), Vec::load(tops.v + i)).store(factors.v + i);
         }
+        bool rescales = false;
+        for (int i = 0; i < kMaxTileRows; i += 16) {
+            rescales |= (!equal(Vec::load(factors.v + i), Vec::set(1.0f))).any();
+        }
         for (int r = 0; r < rows_; ++r) {
             sums.v[r] =
                 whole ? probabilities<true>(r, s0, g0, g1, tops.v[r]) : probabilities<false>(r, s0, g0, g1, tops.v[r]);
-            if (factors.v[r] != 1.0f) {
+            if (rescales) {
                 const Vec f = Vec::set(factors.v[r]);
                 float* o = row(state, r);
                 for (int d = 0; d < a_.padded_head; d += 16) (Vec::load(o + d) * f).store(o + d);
@@ -272,7 +276,7 @@ class AttentionTile {
         const Vec hidden = Vec::set(-__builtin_inff());
         for (int r = 0; r < rows_; ++r) {
             const Sight see = sight<kWhole>(r, s0);
-            tops.v[r] = state.m[r];
+            tops.v[r] = -__builtin_inff();
             if (see.lo >= see.hi) continue;
             float* s = s_ + r * kScoreStride;
             const int begin = see.lo / 16 * 16, end = round_up(see.hi, 16);
@@ -292,8 +296,11 @@ class AttentionTile {
             Vec top = hidden;
 #pragma GCC unroll 4
             for (int i = begin; i < end; i += 16) top = max(top, Vec::load(s + i));
-            const float largest = top.reduce_max();
-            if (largest > state.m[r]) tops.v[r] = largest;  // a NaN shows in its p
+            tops.v[r] = top.reduce_max();
+        }
+        for (int i = 0; i < kMaxTileRows; i += 16) {  // without branches, which nothing predicts
+            const Vec m = Vec::load(state.m + i), top = Vec::load(tops.v + i);
+            select(less(m, top), top, m).store(tops.v + i);  // a NaN shows in its p
         }
         return tops;
     }
