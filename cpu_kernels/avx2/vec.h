@@ -159,8 +159,8 @@ DI_INLINE Vec rint(Vec a) {
     return {_mm256_round_ps(a.lo, kNearest), _mm256_round_ps(a.hi, kNearest)};
 }
 DI_INLINE Vec floor(Vec a) {
-    constexpr int kNearest = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
-    return {_mm256_round_ps(a.lo, kNearest), _mm256_round_ps(a.hi, kNearest)};
+    constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(a.lo, kDown), _mm256_round_ps(a.hi, kDown)};
 }
 DI_INLINE Vec pow2(Vec n) {
     const Vec t = n + Vec::set(0x1.8p23f + 127.0f);

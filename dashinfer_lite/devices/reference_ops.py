@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 ROW_TILE = 16
 SOFTMAX_STEP = 256
 SPLIT = 1024
-LOG2E = np.float32(1.44269504088896341)
 
 
 def widened(raw: npt.NDArray[Any], dtype: str) -> Floats:
@@ -113,15 +112,15 @@ def attention(
 ) -> Floats:
     """q[n,Hq,D] are the last n of the tokens whose k, v are [S,Hkv,D]; returns y[n,Hq,D].
 
-    The walk over positions is that of docs/arithmetic.md: softmax steps of 256 positions in splits of 1024; scores are
-    logarithms to base 2. With `scales` [k | v,S,Hkv] k and v are the integers of a quantized cache.
+    The walk over positions is that of docs/arithmetic.md: softmax steps of 256 positions in splits of 1024. With
+    `scales` [k | v,S,Hkv] k and v are the integers of a quantized cache.
     """
     n, q_heads, size = q.shape
     length, kv_heads, _ = k.shape
     bidirectional = min(bidirectional, length)
     group = q_heads // kv_heads
     # Query rows of one KV head: (token, head of the group), tiled.
-    rows = rounded(q * (np.float32(args.scale) * LOG2E), args.kv_dtype).reshape(n, kv_heads, group * size)
+    rows = rounded(q * np.float32(args.scale), args.kv_dtype).reshape(n, kv_heads, group * size)
     rows = rows.transpose(1, 0, 2).reshape(kv_heads, n * group, size)
     tiles = np.stack([_row_tiles(head) for head in rows])
     padding = [(0, 0), (0, -length % SOFTMAX_STEP), (0, 0)]
@@ -137,8 +136,7 @@ def attention(
     query_at = np.full(shape[0] * shape[1], -1)
     query_at[: len(at)] = at
     query_at = query_at.reshape(*shape, 1)
-    cap = np.float32(args.softcap) * LOG2E
-    slopes, sinks = (None if of is None else _by_row(of * LOG2E, kv_heads, n, shape) for of in (args.alibi, args.sinks))
+    slopes = _by_row(args.alibi, kv_heads, n, shape)
 
     state = _Softmax(tiles.shape)
     for split in range(0, length, SPLIT):
@@ -150,14 +148,14 @@ def attention(
                 continue
             step = slice(start, start + SOFTMAX_STEP)
             scores = np.matmul(tiles, keys[:, :, step].swapaxes(-1, -2)) * key_scales[..., step]
-            if cap:
-                scores = cap * np.tanh(scores / cap)
+            if args.softcap:
+                scores = np.float32(args.softcap) * np.tanh(scores / np.float32(args.softcap))
             if slopes is not None:
                 scores = scores + slopes * key_at.astype(np.float32)
             seen_scores = np.where(seen, scores, np.float32(-np.inf))
             part.add(seen_scores, value_scales[..., step], values[:, :, step], args.kv_dtype)
         state.merge(part.maximum, part.total, part.sum)
-    if sinks is not None:
+    if (sinks := _by_row(args.sinks, kv_heads, n, shape)) is not None:
         state.merge(sinks, np.ones_like(sinks), np.zeros_like(state.sum))
     y = state.result().reshape(kv_heads, -1, size)[:, : n * group]
     return y.reshape(kv_heads, n, group * size).transpose(1, 0, 2).reshape(n, q_heads, size)
@@ -173,15 +171,15 @@ class _Softmax:
 
     def add(self, scores: Floats, value_scales: Floats, values: Floats, dtype: str) -> None:
         maximum = np.maximum(self.maximum, scores.max(axis=-1, keepdims=True))
-        decay = _exp2_difference(self.maximum, maximum)
-        p = _exp2_difference(scores, maximum)
+        decay = _exp_difference(self.maximum, maximum)
+        p = _exp_difference(scores, maximum)
         self.total = self.total * decay + p.sum(axis=-1, keepdims=True, dtype=np.float32)
         self.sum = self.sum * decay + np.matmul(rounded(p * value_scales, dtype), values)
         self.maximum = maximum
 
     def merge(self, maximum: Floats, total: Floats, weighted: Floats) -> None:
         highest = np.maximum(self.maximum, maximum)
-        mine, theirs = _exp2_difference(self.maximum, highest), _exp2_difference(maximum, highest)
+        mine, theirs = _exp_difference(self.maximum, highest), _exp_difference(maximum, highest)
         self.total = self.total * mine + total * theirs
         self.sum = self.sum * mine + weighted * theirs
         self.maximum = highest
@@ -204,8 +202,10 @@ def _visible(query_at: npt.NDArray[Any], key_at: npt.NDArray[Any], bidirectional
     return seen & (query_at >= 0)
 
 
-def _by_row(per_head: Floats, kv_heads: int, n: int, shape: tuple[int, int]) -> Floats:
+def _by_row(per_head: Floats | None, kv_heads: int, n: int, shape: tuple[int, int]) -> Floats | None:
     """A value a query head as [Hkv, tiles, rows, 1]."""
+    if per_head is None:
+        return None
     rows = np.zeros((kv_heads, shape[0] * shape[1]), np.float32)
     by_head = np.tile(per_head.reshape(kv_heads, 1, -1), (1, n, 1)).reshape(kv_heads, -1)
     rows[:, : by_head.shape[1]] = by_head
@@ -219,10 +219,10 @@ def _row_tiles(x: Floats) -> Floats:
     return tiles
 
 
-def _exp2_difference(x: Floats, maximum: Floats) -> Floats:
-    """2^(x - maximum), 0 where x is -inf."""
+def _exp_difference(x: Floats, maximum: Floats) -> Floats:
+    """exp(x - maximum), 0 where x is -inf."""
     finite = np.where(np.isneginf(maximum), np.float32(0), maximum)
-    return np.exp2(x - finite)
+    return np.exp(x - finite)
 
 
 def _erf(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

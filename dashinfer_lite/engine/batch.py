@@ -51,9 +51,8 @@ class Batch:
         self.step = Step(limits, max_blocks, max_rows=limits.max_tokens)
         self.step.position_rows = position_rows
         self.plan: list[Chunk] = []
-        self.pools = False  # whether some rows give hidden states
         self._rows: list[tuple[Sequence, bool]] = []  # of each logit row: whose it is, and whether it scores
-        self._pooled: list[tuple[Sequence, int, int]] = []  # rows [first, after) that give hidden states alone
+        self.pooled_rows: list[tuple[Sequence, int, int]] = []  # rows [first, after) that give hidden states alone
         self._hidden: np.ndarray | None = None  # [rows, H], once somebody asked for it
         self._hidden_size = hidden_size
         self._counting = np.arange(max(max_context, limits.max_tokens), dtype=np.int32)
@@ -73,8 +72,7 @@ class Batch:
         step = self.step
         self.plan = plan
         self._rows.clear()
-        self._pooled.clear()
-        self.pools = False
+        self.pooled_rows.clear()
         step.keep.clear()
         step.out_hidden = None
         step.B, step.n_clear = len(plan), 0
@@ -117,15 +115,15 @@ class Batch:
         return results
 
     def pooled(self) -> list[Pooled]:
-        """The hidden states that the step gave."""
-        assert self._hidden is not None or not self.pools
-        return [Pooled(seq, self._hidden[first:after]) for seq, first, after in self._pooled]  # type: ignore[index]
+        """The hidden states that the step gave, where it has such rows."""
+        assert self._hidden is not None
+        return [Pooled(seq, self._hidden[first:after]) for seq, first, after in self.pooled_rows]
 
     def forget(self) -> None:
         """Drop the references to sequences, so that an idle engine holds on to nobody's data."""
         self.plan = []
         self._rows.clear()
-        self._pooled.clear()
+        self.pooled_rows.clear()
         self.step.keep.clear()
         self._seq_rows = [None] * len(self._seq_rows)
         self._drawing = [None] * len(self._drawing)
@@ -190,8 +188,7 @@ class Batch:
         step.sample[row:after] = pool_record()
         self._drawing[row:after] = [None] * (end - begin)
         self._rows += [(seq, True)] * (end - begin)
-        self._pooled.append((seq, row, after))
-        self.pools = True
+        self.pooled_rows.append((seq, row, after))
         seq.scored = end
 
     def _draw(self, seq: Sequence, token_row: int) -> None:

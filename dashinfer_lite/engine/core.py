@@ -147,7 +147,7 @@ class Core:
         changed: dict[Request, bool] = {}  # and whether one of its answers has ended
         for drawn in batch.results():
             self._accept(drawn, changed)
-        if batch.pools:
+        if batch.pooled_rows:
             for pooled in batch.pooled():
                 self._pool(pooled, changed)
         for request, has_ended in changed.items():

@@ -202,7 +202,8 @@ def oracle(
 ) -> tuple[Array, Array]:
     """Attention of a sequence's new tokens in float64, and the bound of the error."""
     before, new = case.sequences[b]
-    unit = np.float32(1) if bench.device.info.name == "cuda" else exact.LOG2E  # what q is multiplied by and rounded
+    # The CPU's scores are logarithms to base 2, so that q is rounded after another multiplication.
+    unit = exact.LOG2E if bench.device.info.name == "cpu" else np.float32(1)
     q = rounded(q[before:] * (np.float32(case.size**-0.5) * unit), "f32" if case.cache == "f32" else "bf16")
     q = q.transpose(1, 0, 2) / np.float64(unit)
     group = case.heads[0] // case.heads[1]
