@@ -196,7 +196,7 @@ def test_sampling_like_the_cpu(emulated: Emulator) -> None:
     from dashinfer_lite import LLM
 
     params = SamplingParams(
-        temperature=0.8, top_k=20, top_p=0.9, min_p=0.02, seed=7, n=2, max_tokens=4, repetition_penalty=1.2,
+        temperature=0.8, top_k=20, top_p=0.9, min_p=0.02, seed=7, n=2, max_tokens=5, repetition_penalty=1.2,
         presence_penalty=0.3, frequency_penalty=0.1, logit_bias={20: 1.5}, no_repeat_ngram_size=3, ignore_eos=True,
     )  # fmt: skip
     texts = []
