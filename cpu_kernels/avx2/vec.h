@@ -203,3 +203,5 @@ DI_INLINE Vec scale_by_floor(Vec y, Vec t) {
 
 }  // namespace
 }  // namespace di
+
+#include "../generic/integers.h"

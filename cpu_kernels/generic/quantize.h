@@ -64,6 +64,14 @@ struct BandReader {
         for (int j = 0; j < 4; ++j) v[j] = load16(raw + 16 * j);
     }
 
+    // The cell of 64 elements from k on, while the one before it is read: a cell is two pages, too short for hardware
+    // to find out about.
+    DI_INLINE void prefetch(int i, int k) const {
+        const char* at = reinterpret_cast<const char*>(x + i * kCell + k / kCell * step);
+        for (size_t half = 0; half < 2; ++half, at += step * sizeof(T))
+            for (size_t b = 0; b < kCell * sizeof(T); b += 64) __builtin_prefetch(at + b);
+    }
+
   private:
     DI_NOINLINE void gather(const T* row, int k, int count, T* to) const {
         __builtin_memset(to, 0, kQuantCell * sizeof(T));
@@ -85,7 +93,9 @@ DI_INLINE void find_grids(const BandReader<T>& x, int rows, const Span& s, int p
     for (int c = 0; c < s.cells; ++c) {
         for (int i = 0; i < rows; ++i) {
             Vec v[4], most = Vec::load(largest[i]), bad = Vec::load(wrong[i]);
-            x.read(i, s.k + c * kQuantCell, s.count_of(c), v);
+            const int k = s.k + c * kQuantCell;
+            x.read(i, k, s.count_of(c), v);
+            x.prefetch(i, k + kQuantCell);
             for (const Vec& e : v) {
                 most = max(abs(e), most);
                 bad = fma(e, Vec::zero(), bad);  // NaN where e is not finite
@@ -100,16 +110,6 @@ DI_INLINE void find_grids(const BandReader<T>& x, int rows, const Span& s, int p
     }
 }
 
-// 64 rounded quotients to the bytes of a = 256 · high + low; `sums` are 16 lanes.
-template <bool kTwo>
-DI_INLINE void store_planes(const float* a, int8_t* high, int8_t* low, int32_t* sums) {
-    alignas(64) int32_t x[kQuantCell];
-    for (int i = 0; i < kQuantCell; ++i) x[i] = static_cast<int32_t>(a[i]);
-    for (int i = 0; kTwo && i < kQuantCell; ++i) high[i] = static_cast<int8_t>((x[i] + 128) >> 8);
-    for (int i = 0; i < kQuantCell; ++i) low[i] = static_cast<int8_t>(x[i]);
-    for (int i = 0; i < 16; ++i) sums[i] += x[i] + x[i + 16] + x[i + 32] + x[i + 48];
-}
-
 template <class T, bool kTwo>
 DI_INLINE void quantize_group(const Quantize& q, int m, int rows, int group, int groups, const Span& s) {
     const BandReader<T> x(q, m);
@@ -117,20 +117,23 @@ DI_INLINE void quantize_group(const Quantize& q, int m, int rows, int group, int
     find_grids(x, rows, s, kTwo ? 2 : 1, grids);
     alignas(64) int32_t sums[kCell][16];
     __builtin_memset(sums, 0, static_cast<size_t>(rows) * sizeof sums[0]);
-    const size_t plane = static_cast<size_t>(q.y.band()) * kQuantCell;
+    const size_t plane = static_cast<size_t>(q.y.band()) * kQuantCell, cell_bytes = plane * (kTwo ? 2 : 1);
     int8_t* cell = q.y.row(m, s.cell, 0);
-    for (int c = 0; c < s.cells; ++c, cell += plane * (kTwo ? 2 : 1)) {
+    for (int c = 0; c < s.cells; ++c, cell += cell_bytes) {
         int8_t* to = cell;
         for (int i = 0; i < rows; ++i, to += kQuantCell) {
             Vec v[4];
-            alignas(64) float a[kQuantCell];
             x.read(i, s.k + c * kQuantCell, s.count_of(c), v);
             const Vec high = Vec::set(grids[i].inverse.high), low = Vec::set(grids[i].inverse.low);
-            for (int j = 0; j < 4; ++j) {
-                const Vec e = select(Vec::first_n(grids[i].empty() ? 0 : 16), v[j], Vec::zero());
-                rint(fma(e, high, e * low)).store(a + 16 * j);
+            const Vec::Mask filled = Vec::first_n(grids[i].empty() ? 0 : 16);
+            for (size_t b = 0; b < cell_bytes; b += plane) __builtin_prefetch(to + cell_bytes + b, 1);
+            for (Vec& e : v) {
+                e = select(filled, e, Vec::zero());
+                e = fma(e, high, e * low);
             }
-            store_planes<kTwo>(a, to, kTwo ? to + plane : to, sums[i]);
+            const Integers a = Integers::rounded(v);
+            a.add_to(sums[i]);
+            kTwo ? a.store(to, to + plane) : a.store(to);
         }
     }
     const auto column = [&](int c) { return q.grid.row<float>(m) + c / kCell * q.grid.step() + c % kCell; };

@@ -234,3 +234,5 @@ inline Vec scale_by_floor(Vec y, Vec t) { return select(less(t, Vec::set(-126.0f
 
 }  // namespace
 }  // namespace di
+
+#include "../generic/integers.h"

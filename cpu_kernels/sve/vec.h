@@ -241,3 +241,5 @@ DI_INLINE Vec min(Vec a, Vec b) { return select(less(a, b), a, b); }
 
 }  // namespace
 }  // namespace di
+
+#include "../generic/integers.h"

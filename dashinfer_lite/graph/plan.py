@@ -77,9 +77,9 @@ class Plan:
 def plan(trace: Trace, layout: Layout, activation: DType, limits: Limits) -> Plan:
     """Gives every value a dtype and a slot.
 
-    Before linears with a quantized matrix their input is quantized. A value that only other linears multiply has the
-    activation type, every other one is fp32; where a linear needs the activation type of an fp32 value, a cast is
-    inserted. Slots of values that are not alive together share memory.
+    Before linears with a quantized matrix their input is quantized. A value that is only multiplied, by other linears
+    or as integers of 8 bits, has the activation type, every other one is fp32; where a linear needs the activation type
+    of an fp32 value, a cast is inserted. Slots of values that are not alive together share memory.
     """
     trace, dtypes = _assign_dtypes(quantize_inputs(trace, layout), activation)
     body = [node for node in trace.nodes if not _is_tail(node)]
@@ -123,6 +123,7 @@ def _assign_dtypes(trace: Trace, activation: DType) -> tuple[Trace, dict[int, DT
         users = consumers.get(value, [])
         return bool(users) and all(
             (user.op in PRODUCTS and value not in user.inputs[1:])
+            or (user.op == "quantize" and user.attr("planes") == 1)  # 8 bits of it stay; 16 would be more than bf16 has
             or (user.op in ("view", "gather_rows") and only_multiplied(user.id))
             for user in users
         )

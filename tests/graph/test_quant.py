@@ -204,6 +204,27 @@ def test_the_layout_that_devices_are_told(mode: str, width: int) -> None:
     assert row["in"][:4].tolist() == [*linear.inputs, -1]
 
 
+@pytest.mark.parametrize(
+    ("mode", "dtype", "kept"),
+    [("a8w8", "bf16", "bf16"), ("a8w8", "f32", "f32"), ("a16w8", "bf16", "f32"), ("a16w4-g32", "bf16", "f32")],
+)
+def test_what_is_kept_as_8_bit_integers_passes_memory_in_bf16(mode: str, dtype: Any, kept: str) -> None:
+    """16-bit integers are more than bf16 holds; a model in fp32 rounds nothing."""
+    program = program_of(quant=QuantPolicy.parse(mode), dtype=dtype)
+    inputs = [program.slots[instr.inputs[0]].dtype for instr in instrs(program, "quantize")]
+    assert inputs[:-1] == [kept] * (len(inputs) - 1)
+    assert inputs[-1] == "f32"  # the head takes 16 bits in every mode
+
+
+def test_a_value_of_two_precisions_is_kept_in_the_higher_one() -> None:
+    policy = QuantPolicy.parse("a8w8", overrides={"layers.0.k": "a16w8"})
+    program = program_of(quant=policy, passes=())
+    q, k = instrs(program, "quantize")[:2]
+    assert (q.ints[2], k.ints[2]) == (1, 2)
+    assert q.inputs[0] == k.inputs[0]
+    assert program.slots[q.inputs[0]].dtype == "f32"
+
+
 def test_several_groups_and_padded_heads() -> None:
     policy = QuantPolicy.parse(None, overrides={"layers.0.o": "a16w4-g32"})
     wide = type(CONFIG)(**{**vars(CONFIG), "size": 18})
