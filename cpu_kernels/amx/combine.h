@@ -1,4 +1,4 @@
-// What becomes of a group's exact sums: T = 256 · high + low - zero · Σa, rounded once, times sw · sx, onto the totals.
+// What becomes of a group's exact sums: T = 256 · high + low - zero · Σa, rounded once, times sw · sx, plus the totals.
 #pragma once
 #include "../avx512/vec.h"
 #include "tile.h"
@@ -14,13 +14,18 @@ struct GroupSums {
     const float* panel;     // 32 scales, then 32 zero points as int32
     const float* scales;    // of the rows
     const float* integers;  // Σa of the rows: int32 bits
-    float* totals;
+    const float* totals;    // of the groups before, or null
 
     DI_INLINE const int32_t* zeros() const { return reinterpret_cast<const int32_t*>(panel + 32); }
 
     // Those from `rows` on.
     GroupSums from(int rows) const {
-        return {tiles + rows * 16, low, panel, scales + rows * 32, integers + rows * 32, totals + rows * 32};
+        return {tiles + rows * 16,
+                low,
+                panel,
+                scales + rows * 32,
+                integers + rows * 32,
+                totals ? totals + rows * 32 : nullptr};
     }
 };
 
@@ -50,33 +55,46 @@ DI_INLINE __m512 round_double(const GroupSums& s, const int32_t* at, int h, int3
     return _mm512_insertf32x8(_mm512_castps256_ps512(half[0]), half[1], 1);
 }
 
-template <int kPlanes, bool kZeros, bool kFits, bool kFirst>
-DI_INLINE void combine_rows_as(GroupSums s, int rows) {
+template <int kPlanes, bool kZeros, bool kFits, bool kFirst, class Put>
+DI_INLINE void combine_rows_as(GroupSums s, int rows, Put put) {
     const Vec panel[2] = {Vec::load(s.panel), Vec::load(s.panel + 16)};
-    for (int r = 0; r < rows; ++r, s.tiles += 16, s.scales += 32, s.integers += 32, s.totals += 32) {
+    const float* before = s.totals;
+    for (int r = 0; r < rows; ++r, s.tiles += 16, s.scales += 32, s.integers += 32, before += kCell) {
         int32_t integers = 0;
         if (kZeros) __builtin_memcpy(&integers, s.integers, sizeof integers);
         const Vec scale = Vec::set(*s.scales);
+        Vec totals[2];
         for (int h = 0; h < 2; ++h) {
             const int32_t* at = s.tiles + 256 * h;
             const __m512 t = kFits ? round_int32<kPlanes, kZeros>(s, at, h, integers)
                                    : round_double<kPlanes, kZeros>(s, at, h, integers);
-            fma(Vec{t}, panel[h] * scale, kFirst ? Vec::zero() : Vec::load(s.totals + 16 * h)).store(s.totals + 16 * h);
+            totals[h] = fma(Vec{t}, panel[h] * scale, kFirst ? Vec::zero() : Vec::load(before + 16 * h));
         }
+        put(r, totals[0], totals[1]);
     }
 }
 
-// `fits`: T fits int32; `first`: the totals are still to be written.
-template <int kPlanes, bool kZeros>
-DI_INLINE void combine_rows(const GroupSums& s, int rows, bool fits, bool first) {
-    if (fits) {
-        first ? combine_rows_as<kPlanes, kZeros, true, true>(s, rows)
-              : combine_rows_as<kPlanes, kZeros, true, false>(s, rows);
+// put(r, a, b) for each row: its new totals, 16 and 16 columns. `fits`: T fits int32.
+template <int kPlanes, bool kZeros, class Put>
+DI_INLINE void combine_rows(const GroupSums& s, int rows, bool fits, Put put) {
+    if (s.totals) {
+        fits ? combine_rows_as<kPlanes, kZeros, true, false>(s, rows, put)
+             : combine_rows_as<kPlanes, kZeros, false, false>(s, rows, put);
     } else {
-        first ? combine_rows_as<kPlanes, kZeros, false, true>(s, rows)
-              : combine_rows_as<kPlanes, kZeros, false, false>(s, rows);
+        fits ? combine_rows_as<kPlanes, kZeros, true, true>(s, rows, put)
+             : combine_rows_as<kPlanes, kZeros, false, true>(s, rows, put);
     }
 }
+
+// put() into memory.
+struct StoreTotals {
+    float* to;  // 32 columns a row
+
+    DI_INLINE void operator()(int r, Vec a, Vec b) const {
+        a.store(to + r * kCell);
+        b.store(to + r * kCell + 16);
+    }
+};
 
 }  // namespace
 }  // namespace di

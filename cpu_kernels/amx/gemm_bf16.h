@@ -87,8 +87,7 @@ DI_INLINE void gemm_stream(const Gemm& g, int m, int rows, int p0, int p1) {
 
 void gemm_bf16_amx(const Gemm& g, int m0, int m1, int p0, int p1) {
     if (m1 - m0 <= kCell) return gemm_stream(g, m0, m1 - m0, p0, p1);
-    finish_of(g) == Finish::SiluMul ? gemm_blocked<Finish::SiluMul>(g, m0, m1, p0, p1)
-                                    : gemm_blocked<Finish::Any>(g, m0, m1, p0, p1);
+    with_finish(finish_of(g), [&](auto tag) { gemm_blocked<decltype(tag)::how>(g, m0, m1, p0, p1); });
 }
 
 // Numbers as products have them, ± 0.5 to 2 with all their bits: with zeros the clock rises, by up to a fifth, to where

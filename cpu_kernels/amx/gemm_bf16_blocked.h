@@ -258,10 +258,8 @@ struct Group {
         const char* at = reinterpret_cast<const char*>(acc(p, band));
         size_t bytes = kCellSize * sizeof(float);
         if (step.final) {
-            const bool wide = g.y.dtype == DType::F32;
             bytes = kCellSize * size_of(g.y.dtype);
-            at = wide ? reinterpret_cast<const char*>(OutputRows<float>(g, m, p).y)
-                      : reinterpret_cast<const char*>(OutputRows<bf16>(g, m, p).y);
+            at = static_cast<const char*>(RowEpilogue(g, m, p).y);
         }
         return {at, at + bytes};
     }

@@ -97,8 +97,8 @@ DI_NOINLINE void stream_codes(const GemmQ& g, int m, int rows, const int* p) {
             PanelGrid panel;
             load_grid(g.w, p[i], group, panel);
             const GroupSums s{sums + i * 512, kSplit ? 512 : rows * 16,   panel.scales,
-                              column(group),  column(g.w.groups + group), totals[i]};
-            combine_rows<kPlanes, !kNibbles>(s, rows, fits, group == 0);
+                              column(group),  column(g.w.groups + group), group > 0 ? totals[i] : nullptr};
+            combine_rows<kPlanes, !kNibbles>(s, rows, fits, StoreTotals{totals[i]});
         }
     }
     for (int i = 0; i < kPanels; ++i) finish(epilogue_of(g), m, rows, p[i], totals[i]);
@@ -122,8 +122,9 @@ DI_INLINE void gemm_quant_stream(const GemmQ& g, int m, int rows, int p0, int p1
 
 template <int kPlanes, bool kNibbles>
 DI_INLINE void gemm_quant_tiles(const GemmQ& g, int m0, int m1, int p0, int p1) {
-    m1 - m0 <= 16 && g.x.rows <= 16 ? gemm_quant_stream<kPlanes, kNibbles>(g, m0, m1 - m0, p0, p1)
-                                    : gemm_quant_blocked<kPlanes, kNibbles>(g, m0, m1, p0, p1);
+    if (m1 - m0 <= 16 && g.x.rows <= 16) return gemm_quant_stream<kPlanes, kNibbles>(g, m0, m1 - m0, p0, p1);
+    with_finish(finish_of(epilogue_of(g)),
+                [&](auto tag) { gemm_quant_blocked<kPlanes, kNibbles, decltype(tag)::how>(g, m0, m1, p0, p1); });
 }
 
 void gemm_quant_amx(const GemmQ& g, int m0, int m1, int p0, int p1) {

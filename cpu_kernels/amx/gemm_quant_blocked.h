@@ -15,17 +15,19 @@ constexpr int kCodeBlock = 16;  // cells of K in a block: 32 KiB of one panel st
 template <int kPlanes>
 constexpr int kUnitRows = kPlanes == 2 ? 16 : 32;
 
-// Work on the sums of one group of a unit, done a few rows at a time.
-template <int kPlanes, bool kZeros>
+// Work on the sums of one group of a unit, done a few rows at a time: they become totals, and at K's end rows of y.
+template <int kPlanes, bool kZeros, Finish kHow>
 struct Pending {
     static constexpr int kRows = kUnitRows<kPlanes>;
     GroupSums sums{};  // of the first 16 rows; tiles: null where there is nothing to do
-    int jump = 0;      // the second 16 rows lie so many rows nearer than 16
-    bool first = false, fits = false;
-    int m = 0, rows = 0, skip = 0, p = 0;  // what to finish: rows from m, after `skip` rows; none before K's end
+    float* totals = nullptr;
+    int jump = 0;  // the second 16 rows lie so many rows nearer than 16
+    bool fits = false, last = false;
+    RowEpilogue epilogue{};  // last: of its rows, after `skip` rows
+    int rows = 0, skip = 0;
     int done = 0;
 
-    DI_INLINE void work(const Gemm& g, int n) {
+    DI_INLINE void work(int n) {
         if (!sums.tiles) return;
         const int end = done + n < kRows ? done + n : kRows, middle = kRows == 32 && done < 16 && end > 16 ? 16 : end;
         combine(done, middle);
@@ -34,28 +36,35 @@ struct Pending {
         if (done < kRows) return;
         done = 0;
         sums.tiles = nullptr;
-        if (rows > 0) finish_rows(g);
     }
-    DI_INLINE void complete(const Gemm& g) { work(g, kRows); }
+    DI_INLINE void complete() { work(kRows); }
 
   private:
+    // Rows of one tile.
     DI_INLINE void combine(int begin, int end) const {
+        const bool second = kRows == 32 && begin >= 16;
+        if (!last) {
+            combine_rows<kPlanes, kZeros>(from(begin), end - begin, fits, StoreTotals{totals + begin * kCell});
+            return;
+        }
+        // In a band of fewer rows the tiles overlap.
+        const int lost = second ? jump : skip, least = second ? 16 + lost : lost, most = rows + lost;
+        if (begin < least) begin = least;
+        if (end > most) end = most;
+        if (begin >= end) return;
+        combine_rows<kPlanes, kZeros>(from(begin), end - begin, fits, [&](int r, Vec a, Vec b) {
+            epilogue.template finish<kHow>(begin - lost + r, a, b);
+        });
+    }
+
+    GroupSums from(int begin) const {
         GroupSums s = sums.from(begin);
         if (kRows == 32 && begin >= 16) {
             s.tiles += 256;  // 16 rows of two tiles
             s.scales -= jump * kCell;
             s.integers -= jump * kCell;
         }
-        combine_rows<kPlanes, kZeros>(s, end - begin, fits, first);
-    }
-
-    DI_INLINE void finish_rows(const Gemm& g) const {
-        if (kPlanes == 1 && jump > 0 && rows > 16) {
-            finish(g, m, 16, p, sums.totals);
-            finish(g, m + 16, rows - 16, p, sums.totals + (16 + jump) * kCell);
-        } else {
-            finish(g, m, rows, p, sums.totals + skip * kCell);
-        }
+        return s;
     }
 };
 
@@ -78,20 +87,20 @@ struct CodeBuffers {
 };
 
 // Sums on their way out of the tiles, and the work that they become: none within a group.
-template <int kPlanes, bool kZeros>
+template <int kPlanes, bool kZeros, Finish kHow>
 struct LeavingSums {
     int32_t* to = nullptr;  // null: there are none
-    Pending<kPlanes, kZeros> work;
+    Pending<kPlanes, kZeros, kHow> work;
 };
 
 // One group of panels [q0, q1) against one chunk of rows [m0, m1). Scratch: the sums of units between parts of a group,
 // then their totals between stretches of K.
-template <int kPlanes, bool kNibbles>
+template <int kPlanes, bool kNibbles, Finish kHow>
 class QuantGroup {
   public:
     static constexpr int kUnits = kPlanes == 2 ? 2 : 1;  // of a band
     static constexpr size_t kUnitInts = 4 * 256;
-    using Sums = Pending<kPlanes, !kNibbles>;
+    using Sums = Pending<kPlanes, !kNibbles, kHow>;
 
     QuantGroup(const GemmQ& q, const Gemm& epilogue, CodeBuffers<kNibbles>& buffers, bool resident, int m0, int m1,
                int q0, int q1)
@@ -120,9 +129,9 @@ class QuantGroup {
             s = next;
         }
         if (leaving_.to) leave<4>(), leave<5>(), leave<6>(), leave<7>();
-        pending_.complete(epilogue_);
+        pending_.complete();
         settle();
-        pending_.complete(epilogue_);
+        pending_.complete();
     }
 
   private:
@@ -218,14 +227,15 @@ class QuantGroup {
         leaving_.to = buffers_.sums[turn_];
         const float *scales = unit.grid + column(group), *integers = unit.grid + column(w_.groups + group);
         Sums& work = leaving_.work;
-        work.sums = {leaving_.to, 512, panel, scales, integers, unit.totals};
+        work.sums = {leaving_.to, 512, panel, scales, integers, group > 0 ? unit.totals : nullptr};
+        work.totals = unit.totals;
         work.jump = kCell - x_.band();
-        work.first = group == 0;
         work.fits = fits_;
-        work.m = unit.m;
-        work.rows = group + 1 == w_.groups ? unit.rows : 0;
+        work.last = group + 1 == w_.groups;
+        if (!work.last) return;
+        work.epilogue = RowEpilogue(epilogue_, unit.m, p);
+        work.rows = unit.rows;
         work.skip = unit.shift;
-        work.p = p;
     }
 
     size_t column(int c) const { return c / kCell * grid_.step() + c % kCell; }
@@ -268,7 +278,7 @@ class QuantGroup {
         exchange<7>(from);
         tile_multiply_bytes<kNibbles, 7, 1, 3>();
         fetch(ahead);
-        pending_.complete(epilogue_);
+        pending_.complete();
         settle();
         for (int c = 1; c < cells; ++c) {
             at.x += at.x_step, at.w += 2 * kTileBytes;
@@ -281,7 +291,7 @@ class QuantGroup {
             tile_multiply_bytes<kNibbles, 6, 1, 2>();
             tile_multiply_bytes<kNibbles, 7, 1, 3>();
             fetch(ahead);
-            pending_.work(epilogue_, work);
+            pending_.work(work);
         }
         at.x += at.x_step, at.w += 2 * kTileBytes;
     }
@@ -321,11 +331,11 @@ class QuantGroup {
     float* totals_;
     bool fits_;
     Sums pending_;
-    LeavingSums<kPlanes, !kNibbles> leaving_;
+    LeavingSums<kPlanes, !kNibbles, kHow> leaving_;
     int turn_ = 0, grid_turn_ = 0;  // of the buffers that pending work reads and the next is written to
 };
 
-template <int kPlanes, bool kNibbles>
+template <int kPlanes, bool kNibbles, Finish kHow>
 DI_NOINLINE void gemm_quant_blocked(const GemmQ& g, int m0, int m1, int p0, int p1) {
     configure_tiles(16, 16);
     const bool parts = g.w.group_cells() > kCodeBlock, sums = g.w.groups > 1 && g.w.cells > kCodeBlock;
@@ -341,7 +351,7 @@ DI_NOINLINE void gemm_quant_blocked(const GemmQ& g, int m0, int m1, int p0, int 
         const int begin = m0 + part_begin(bands, chunks, c) * kCell;
         const int end = m0 + part_begin(bands, chunks, c + 1) * kCell;
         const int q0 = p0 + part_begin(p1 - p0, groups, q), q1 = p0 + part_begin(p1 - p0, groups, q + 1);
-        QuantGroup<kPlanes, kNibbles>(g, epilogue, buffers, resident, begin, end < m1 ? end : m1, q0, q1).run();
+        QuantGroup<kPlanes, kNibbles, kHow>(g, epilogue, buffers, resident, begin, end < m1 ? end : m1, q0, q1).run();
     }
 }
 

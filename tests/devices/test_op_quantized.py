@@ -191,7 +191,8 @@ def test_an_order_that_is_none_is_refused(device: Any) -> None:
 
 @pytest.mark.parametrize("out", ["f32", "bf16"])
 @pytest.mark.parametrize("act", [0, 1, 17])
-def test_the_epilogue_is_that_of_every_linear(device: Any, act: int, out: str) -> None:
+@pytest.mark.parametrize("adds", [True, False], ids=["bias and residual", "neither"])
+def test_the_epilogue_is_that_of_every_linear(device: Any, act: int, out: str, adds: bool) -> None:
     case = Case(33, 128, 64, 64, 8, 2, "bf16", 2)
     weight, integers, scales = make(case)
     x = (integers * np.repeat(scales * 2.0**-15, 64, axis=1)).astype(np.float32)
@@ -200,9 +201,9 @@ def test_the_epilogue_is_that_of_every_linear(device: Any, act: int, out: str) -
     x_slot, r_slot, y_slot = m.slot(case.k), m.slot(columns), m.slot(columns, out)
     w, bias = m.quantized(case.n, case.k, group=64, scales="bf16"), m.vector(case.n)
     planes, grid = m.quantize(x_slot, case.k, group=64)
-    m.op("linear", (planes, r_slot, grid), (y_slot,), (w, bias), act=act)
+    m.op("linear", (planes, r_slot if adds else -1, grid), (y_slot,), (w, bias) if adds else (w,), act=act)
     rng = np.random.default_rng(1)
-    b, r = (rng.standard_normal(shape).astype(np.float32) for shape in ((case.n,), (case.rows, columns)))
+    b, r = (adds * rng.standard_normal(shape).astype(np.float32) for shape in ((case.n,), (case.rows, columns)))
     sums = product(case, weight, integers, scales * np.float32(2.0**-15)) + b
 
     def silu(v: Array) -> Array:

@@ -62,21 +62,24 @@ def product(weight: Codes, integers: Array, scales: Array, group: int) -> Array:
 
 
 class Product:
-    """x → integers → product with one weight, on a device."""
+    """x → integers → product with one weight, on a device; `adds`: to what y holds."""
 
-    def __init__(self, device: Any, n: int, k: int, group: int, bits: int, planes: int) -> None:
+    def __init__(self, device: Any, n: int, k: int, group: int, bits: int, planes: int, *, adds: bool = False) -> None:
         maker = Maker(device.info)
         self.n, self.k, self.group = n, k, group
         self.x, self.y = maker.slot(k), maker.slot(n)
         self.weight = maker.quantized(n, k, bits=bits, group=group, scales="bf16")
         self.planes, self.grid = maker.quantize(self.x, k, group=group, planes=planes)
-        maker.op("linear", (self.planes, -1, self.grid), (self.y,), (self.weight,))
+        maker.op("linear", (self.planes, self.y if adds else -1, self.grid), (self.y,), (self.weight,))
         self.bench = Bench(device, maker)
 
-    def run(self, integers: Array, scales: Array) -> Array:
+    def run(self, integers: Array, scales: Array, before: Array | None = None) -> Array:
         x = integers * np.repeat(scales, self.group, axis=1)[:, : self.k]
         self.bench.put(self.x, x.astype(np.float32))
-        self.bench.poison(self.y, len(x))
+        if before is None:
+            self.bench.poison(self.y, len(x))
+        else:
+            self.bench.put(self.y, before)
         self.bench.run(Span(len(x)))
         result: Array = self.bench.get(self.y, len(x))[:, : self.n]
         return result
@@ -101,6 +104,21 @@ def test_products(tier: str, opened: Opened, columns: str, bits: int, planes: in
     under_test.bench.codes(under_test.weight, weight)
     for rows in ROWS:
         np.testing.assert_array_equal(under_test.run(integers[:rows], scales[:rows]), expected[:rows], f"{rows} rows")
+    under_test.bench.close()
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("columns", ["whole", "g128"])
+def test_products_onto_their_own_output(tier: str, opened: Opened, columns: str, planes: int) -> None:
+    """A row that is computed twice, as where the tiles of a low band overlap, must not be added twice."""
+    (k, group), n = COLUMNS[columns], 150
+    weight, integers, scales, expected = product_of(columns, 8, planes)
+    before = np.random.default_rng(planes).standard_normal(expected.shape).astype(np.float32)
+    under_test = Product(opened(tier), n, k, group, 8, planes, adds=True)
+    under_test.bench.codes(under_test.weight, weight)
+    for rows in ROWS:
+        got = under_test.run(integers[:rows], scales[:rows], before[:rows])
+        np.testing.assert_array_equal(got, (expected + before)[:rows], f"{rows} rows")
     under_test.bench.close()
 
 
