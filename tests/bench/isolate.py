@@ -21,8 +21,7 @@ def isolate(program: Program, role: str, copies: int) -> Program:
     A product keeps the instructions that make its planes or choose its experts, once. ValueError where the
     program has no such instruction.
     """
-    in_tail = next((instr for instr in program.tail if role_of(program, instr) == role), None)
-    instr = in_tail or next((instr for instr in program.body if role_of(program, instr) == role), None)
+    instr = next((one for one in (*program.body, *program.tail) if role_of(program, one) == role), None)
     if instr is None:
         raise ValueError(f"the program has no {role}")
     weights: list[WeightSpec] = []
@@ -30,7 +29,7 @@ def isolate(program: Program, role: str, copies: int) -> Program:
     code = [_renewed(program, one, weights, 0) for one in before]
     code += [_renewed(program, instr, weights, layer) for layer in range(copies)]
     kv = replace(program.kv, layers=copies if instr.op in CACHED else 0)
-    if in_tail is None:
+    if any(one is instr for one in program.body):
         return replace(program, body=tuple(code), tail=(), weights=tuple(weights), kv=kv)
     table = next(one for one in program.body if one.op == "rope_table")  # no program is without a body
     body = (_renewed(program, table, weights, 0),)
