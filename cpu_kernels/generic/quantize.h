@@ -64,8 +64,8 @@ struct BandReader {
         for (int j = 0; j < 4; ++j) v[j] = load16(raw + 16 * j);
     }
 
-    // The cell of 64 elements from k on, while the one before it is read: a cell is two pages, too short for hardware
-    // to find out about.
+    // The cell of 64 elements from k on, while the one before it is read: a cell is a page or two, too short for
+    // hardware to find out about.
     DI_INLINE void prefetch(int i, int k) const {
         const char* at = reinterpret_cast<const char*>(x + i * kCell + k / kCell * step);
         for (size_t half = 0; half < 2; ++half, at += step * sizeof(T))
