@@ -32,7 +32,11 @@ struct Lines {
     // The next n lines, even beyond the end.
     template <int kWrite, int kLocality>
     DI_INLINE void fetch(int n) {
-        for (int i = 0; i < n; ++i) __builtin_prefetch(at + 64 * i, kWrite, kLocality);
+        // Mostly there are none, one or two, for which a loop is too much.
+        if (n == 0) return;
+        __builtin_prefetch(at, kWrite, kLocality);
+        if (n > 1) __builtin_prefetch(at + 64, kWrite, kLocality);
+        for (int i = 2; i < n; ++i) __builtin_prefetch(at + 64 * i, kWrite, kLocality);
         at += 64 * n;
     }
     bool is_done() const { return at >= end; }

@@ -65,7 +65,7 @@ DI_NOINLINE void stream_codes(const GemmQ& g, int m, int rows, const int* p) {
     alignas(64) float totals[kPanels][16 * kCell];
     CodeStream<kNibbles> codes[kPanels];
     for (int i = 0; i < kPanels; ++i) codes[i].start(g, p[i]);
-    const bool fits = fits_int32(g.w, kPlanes);
+    const Fits fits = fits_of(g.w, kPlanes);
     const size_t lines = static_cast<size_t>(rows) * kQuantCell, x_step = lines * kPlanes;
     const int8_t* x = g.x.row(m, 0, 0);
     const float* grid = g.grid.row<const float>(m);

@@ -9,7 +9,11 @@
 namespace di {
 namespace {
 
-constexpr int kCodeBlock = 16;  // cells of K in a block: 32 KiB of one panel stay in L1
+// Cells of K in a block, which stays in L1 with the rows and sums that pass: 28 KiB of a panel where that is all of K,
+// so that no sums return, else 24.
+constexpr int kWholeCells = 14, kPartCells = 12;
+
+DI_INLINE int block_cells(const QuantWeight& w) { return w.cells <= kWholeCells ? kWholeCells : kPartCells; }
 
 // The sums of a unit, the four tiles 4 to 7: with two planes 16 rows of either, with one plane 32 rows.
 template <int kPlanes>
@@ -18,53 +22,40 @@ constexpr int kUnitRows = kPlanes == 2 ? 16 : 32;
 // Work on the sums of one group of a unit, done a few rows at a time: they become totals, and at K's end rows of y.
 template <int kPlanes, bool kZeros, Finish kHow>
 struct Pending {
-    static constexpr int kRows = kUnitRows<kPlanes>;
-    GroupSums sums{};  // of the first 16 rows; tiles: null where there is nothing to do
+    GroupSums sums{};  // of the first row
     float* totals = nullptr;
-    int jump = 0;  // the second 16 rows lie so many rows nearer than 16
-    bool fits = false, last = false;
-    RowEpilogue epilogue{};  // last: of its rows, after `skip` rows
-    int rows = 0, skip = 0;
-    int done = 0;
+    RowEpilogue epilogue{};  // last: of the rows
+    Fits fits = Fits::Never;
+    bool last = false;
+    int row = 0, stop = 0, rows = 0;  // done, those of the first tiles, all
+    int jump = 0;                     // from the first tiles to those of the rows after `stop`
 
+    // At most n of the rows that are left, of one pair of tiles.
     DI_INLINE void work(int n) {
-        if (!sums.tiles) return;
-        const int end = done + n < kRows ? done + n : kRows, middle = kRows == 32 && done < 16 && end > 16 ? 16 : end;
-        combine(done, middle);
-        if (middle < end) combine(middle, end);
-        done = end;
-        if (done < kRows) return;
-        done = 0;
-        sums.tiles = nullptr;
+        if (row < rows) finish(n < stop - row ? n : stop - row);
     }
-    DI_INLINE void complete() { work(kRows); }
+    // The same for a number that the compiler knows, and so without a loop where there are as many.
+    template <int kCount>
+    DI_INLINE void work() {
+        if (row == rows) return;
+        __builtin_expect(stop - row >= kCount, true) ? finish(kCount) : finish(stop - row);
+    }
+    DI_INLINE void complete() {
+        work(kUnitRows<kPlanes>);
+        if (kPlanes == 1) work(kUnitRows<kPlanes>);
+    }
 
   private:
-    // Rows of one tile.
-    DI_INLINE void combine(int begin, int end) const {
-        const bool second = kRows == 32 && begin >= 16;
-        if (!last) {
-            combine_rows<kPlanes, kZeros>(from(begin), end - begin, fits, StoreTotals{totals + begin * kCell});
-            return;
+    DI_INLINE void finish(int count) {
+        const GroupSums from = sums.from(row);
+        if (last) {
+            combine_rows<kPlanes, kZeros>(from, count, fits,
+                                          [&](int r, Vec a, Vec b) { epilogue.template finish<kHow>(row + r, a, b); });
+        } else {
+            combine_rows<kPlanes, kZeros>(from, count, fits, StoreTotals{totals + row * kCell});
         }
-        // In a band of fewer rows the tiles overlap.
-        const int lost = second ? jump : skip, least = second ? 16 + lost : lost, most = rows + lost;
-        if (begin < least) begin = least;
-        if (end > most) end = most;
-        if (begin >= end) return;
-        combine_rows<kPlanes, kZeros>(from(begin), end - begin, fits, [&](int r, Vec a, Vec b) {
-            epilogue.template finish<kHow>(begin - lost + r, a, b);
-        });
-    }
-
-    GroupSums from(int begin) const {
-        GroupSums s = sums.from(begin);
-        if (kRows == 32 && begin >= 16) {
-            s.tiles += 256;  // 16 rows of two tiles
-            s.scales -= jump * kCell;
-            s.integers -= jump * kCell;
-        }
-        return s;
+        row += count;
+        if (kPlanes == 1 && row == stop) sums.tiles += jump, stop = rows;
     }
 };
 
@@ -82,8 +73,8 @@ template <bool kNibbles>
 struct CodeBuffers {
     alignas(64) int32_t sums[2][4 * 256];
     alignas(64) float finished[kCellSize];
-    alignas(64) float grids[3][kCodeBlock][2 * kCell];  // scales, then zeros as int32; of three panels in turn
-    alignas(64) uint8_t tiles[kNibbles ? kCodeBlock * 2 * kTileBytes : 64];
+    alignas(64) float grids[3][kWholeCells][2 * kCell];  // scales, then zeros as int32; of three panels in turn
+    alignas(64) uint8_t tiles[kNibbles ? kWholeCells * 2 * kTileBytes : 64];
 };
 
 // Sums on their way out of the tiles, and the work that they become: none within a group.
@@ -110,14 +101,15 @@ class QuantGroup {
           epilogue_(epilogue),
           buffers_(buffers),
           resident_(resident),
+          block_(block_cells(q.w)),
           m0_(m0),
           m1_(m1),
           q0_(q0),
           q1_(q1) {
         const size_t units = static_cast<size_t>(q1 - q0) * bands() * kUnits;
         ints_ = reinterpret_cast<int32_t*>(q.scratch);
-        totals_ = q.scratch + (w_.group_cells() > kCodeBlock ? units * kUnitInts : 0);
-        fits_ = fits_int32(w_, kPlanes);
+        totals_ = q.scratch + (w_.group_cells() > block_ ? units * kUnitInts : 0);
+        fits_ = fits_of(w_, kPlanes);
     }
 
     DI_INLINE void run() {
@@ -140,13 +132,13 @@ class QuantGroup {
     // The stretch of K that begins at a cell.
     KRange range_at(int cell) const {
         const int size = w_.group_cells(), group = cell / size;
-        if (size <= kCodeBlock) {
-            const int most = kCodeBlock / size, left = w_.groups - group, groups = left < most ? left : most;
+        if (size <= block_) {
+            const int most = block_ / size, left = w_.groups - group, groups = left < most ? left : most;
             const int end = groups == left ? w_.cells : (group + groups) * size;
             return {cell, end - cell, group, groups, true, true, end == w_.cells};
         }
         const int begin = group * size, full = begin + size, end = full < w_.cells ? full : w_.cells;
-        const int parts = parts_of(end - begin, kCodeBlock);
+        const int parts = parts_of(end - begin, block_);
         int part = 0;
         while (begin + part_begin(end - begin, parts, part) < cell) ++part;
         const int stop = begin + part_begin(end - begin, parts, part + 1);
@@ -196,7 +188,7 @@ class QuantGroup {
             int32_t* ints = ints_ + index * kUnitInts;
             float* totals = whole_k(s) ? buffers_.finished : totals_ + index * kUnitRows<kPlanes> * kCell;
             const Unit unit{m, left < kUnitRows<kPlanes> ? left : kUnitRows<kPlanes>, 16 * half - first, totals,
-                            grid_.row<const float>(band + first)};
+                            grid_.row<const float>(m)};
             for (int g = 0; g < s.groups; ++g) {
                 const int rest = s.cells - g * size, cells = s.groups == 1 || rest < size ? rest : size;
                 multiply(at, cells, s.begins ? nullptr : ints, ahead);
@@ -227,15 +219,17 @@ class QuantGroup {
         leaving_.to = buffers_.sums[turn_];
         const float *scales = unit.grid + column(group), *integers = unit.grid + column(w_.groups + group);
         Sums& work = leaving_.work;
-        work.sums = {leaving_.to, 512, panel, scales, integers, group > 0 ? unit.totals : nullptr};
+        // In a band of fewer rows the tiles overlap.
+        const int32_t* tiles = leaving_.to + (kPlanes == 2 ? unit.shift * 16 : 0);
+        work.sums = {tiles, 512, panel, scales, integers, group > 0 ? unit.totals : nullptr};
         work.totals = unit.totals;
-        work.jump = kCell - x_.band();
         work.fits = fits_;
         work.last = group + 1 == w_.groups;
-        if (!work.last) return;
-        work.epilogue = RowEpilogue(epilogue_, unit.m, p);
+        work.row = 0;
+        work.stop = unit.rows < 16 ? unit.rows : 16;
         work.rows = unit.rows;
-        work.skip = unit.shift;
+        work.jump = 256 + (kCell - x_.band()) * 16;
+        if (work.last) work.epilogue = RowEpilogue(epilogue_, unit.m, p);
     }
 
     size_t column(int c) const { return c / kCell * grid_.step() + c % kCell; }
@@ -257,13 +251,14 @@ class QuantGroup {
 
     // The sums have left; nothing else is pending.
     DI_INLINE void settle() {
-        if (leaving_.work.sums.tiles) pending_ = leaving_.work;
+        if (leaving_.work.rows) pending_ = leaving_.work;
         leaving_.to = nullptr;
-        leaving_.work.sums.tiles = nullptr;
+        leaving_.work.rows = 0;
     }
 
     // The cells of a group, or of a part of one. The sums before leave in the first; there what was pending ends.
     DI_INLINE void multiply(Cursor& at, int cells, const int32_t* from, Ahead& ahead) {
+        constexpr int kUsual = kPlanes == 2 ? 2 : 3;
         const int work = (kUnitRows<kPlanes> + cells - 1) / cells;
         exchange<4>(from);
         tile_load<2>(at.w);
@@ -291,7 +286,7 @@ class QuantGroup {
             tile_multiply_bytes<kNibbles, 6, 1, 2>();
             tile_multiply_bytes<kNibbles, 7, 1, 3>();
             fetch(ahead);
-            pending_.work(work);
+            work <= kUsual ? pending_.template work<kUsual>() : pending_.work(work);
         }
         at.x += at.x_step, at.w += 2 * kTileBytes;
     }
@@ -326,10 +321,11 @@ class QuantGroup {
     const Gemm& epilogue_;
     CodeBuffers<kNibbles>& buffers_;
     const bool resident_;  // the rows are in L2 and need no fetching
+    const int block_;
     const int m0_, m1_, q0_, q1_;
     int32_t* ints_;
     float* totals_;
-    bool fits_;
+    Fits fits_;
     Sums pending_;
     LeavingSums<kPlanes, !kNibbles, kHow> leaving_;
     int turn_ = 0, grid_turn_ = 0;  // of the buffers that pending work reads and the next is written to
@@ -338,7 +334,8 @@ class QuantGroup {
 template <int kPlanes, bool kNibbles, Finish kHow>
 DI_NOINLINE void gemm_quant_blocked(const GemmQ& g, int m0, int m1, int p0, int p1) {
     configure_tiles(16, 16);
-    const bool parts = g.w.group_cells() > kCodeBlock, sums = g.w.groups > 1 && g.w.cells > kCodeBlock;
+    const int block = block_cells(g.w);
+    const bool parts = g.w.group_cells() > block, sums = g.w.groups > 1 && g.w.cells > block;
     const int bands = (m1 - m0 + kCell - 1) / kCell;
     // What the scratch and L2 hold.
     const int most = (kPlanes == 2 && (parts || sums)) || (parts && sums) ? kChunkBands / 2 : kChunkBands;

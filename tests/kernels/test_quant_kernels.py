@@ -122,6 +122,25 @@ def test_products_onto_their_own_output(tier: str, opened: Opened, columns: str,
     under_test.bench.close()
 
 
+@pytest.mark.parametrize("rows", [3, 20, 33])
+def test_sums_about_the_end_of_int32(tier: str, opened: Opened, rows: int) -> None:
+    """Rows whose sums just stay within int32, just leave it, or would without their zero points."""
+    k, n = 1300, 64
+    weight, integers, scales = operands(rows, 60, n, k, k, 8, 2)
+    weight.codes[5:9], weight.zeros[5:9] = 255, 256
+    weight.codes[32:], weight.zeros[32:] = 0, 256  # a panel of their own: its sums are zero, what is taken off is not
+    sums = 2.0 ** np.linspace(29.0, 33.0, 30)
+    for i, size in enumerate(np.concatenate([sums, -sums])):
+        integers[i, 1:] = np.clip(round(size / (255 * k)), -LARGEST[2], LARGEST[2])
+    expected = product(weight, integers, scales, k)
+    under_test = Product(opened(tier), n, k, k, 8, 2)
+    under_test.bench.codes(under_test.weight, weight)
+    for begin in range(0, 60, rows):
+        part = slice(begin, begin + rows)
+        np.testing.assert_array_equal(under_test.run(integers[part], scales[part]), expected[part], f"from {begin}")
+    under_test.bench.close()
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("integer", [32384, -32384, 32512])
 def test_the_largest_group(tier: str, opened: Opened, bits: int, integer: int) -> None:
@@ -139,6 +158,33 @@ def test_the_largest_group(tier: str, opened: Opened, bits: int, integer: int) -
     expected = product(weight, integers, scales, k)
     for rows in (1, 3):
         np.testing.assert_array_equal(under_test.run(integers[:rows], scales[:rows]), expected[:rows], f"{rows} rows")
+    under_test.bench.close()
+
+
+def test_the_largest_group_of_small_high_planes(tier: str, opened: Opened) -> None:
+    """The high plane's sums and Σa are small, and the low plane's take T beyond int32."""
+    k, n = 65536, 32
+    weight, integers, scales = operands(2, 20, n, k, k, 8, 2)
+    weight.codes[:], weight.codes[:, -400:], weight.zeros[:] = 255, 0, 0
+    integers[:] = 127
+    integers[:, :16384] += 256
+    integers[:, -400:] = -LARGEST[2]
+    under_test = Product(opened(tier), n, k, k, 8, 2)
+    under_test.bench.codes(under_test.weight, weight)
+    expected = product(weight, integers, scales, k)
+    for rows in (3, 20):
+        np.testing.assert_array_equal(under_test.run(integers[:rows], scales[:rows]), expected[:rows], f"{rows} rows")
+    under_test.bench.close()
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_planes_beyond_the_caches(tier: str, opened: Opened, planes: int) -> None:
+    """More than 2 MiB of integers, which threads write in other shares than they read."""
+    rows, n, k = 70, 96, 33_000
+    weight, integers, scales = operands(planes, rows, n, k, k, 8, planes)
+    under_test = Product(opened(tier, 3), n, k, k, 8, planes)
+    under_test.bench.codes(under_test.weight, weight)
+    np.testing.assert_array_equal(under_test.run(integers, scales), product(weight, integers, scales, k))
     under_test.bench.close()
 
 
