@@ -108,6 +108,7 @@ struct Planes {
     int32_t cells;  // of 64 k, over all groups with their padding
     int32_t count;  // 2 or 1
     int band() const { return rows < kCell ? rows : kCell; }
+    size_t bytes() const { return static_cast<size_t>(rows) * cells * count * kQuantCell; }
     // The 64 bytes of row m in one cell and plane.
     int8_t* row(int m, int cell, int plane) const {
         const int r = band();

@@ -153,23 +153,26 @@ struct Integers {
         const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(v[0], v[1]), _mm512_add_epi32(v[2], v[3]));
         _mm512_store_si512(lanes, _mm512_add_epi32(_mm512_load_si512(lanes), sum));
     }
-    // As bytes, from -128 to 127.
-    DI_INLINE void store(int8_t* p) const { store_words(p, words(0), words(2)); }
+    // As bytes, from -128 to 127. `past`: past the caches, to lines that begin at p.
+    DI_INLINE void store(int8_t* p, bool past) const { store_words(p, words(0), words(2), past); }
     // As 256 · high + low, from -32768 to 32639.
-    DI_INLINE void store(int8_t* high, int8_t* low) const {
+    DI_INLINE void store(int8_t* high, int8_t* low, bool past) const {
         const __m512i half = _mm512_set1_epi16(128);
         const auto top = [&](__m512i w) { return _mm512_srai_epi16(_mm512_add_epi16(w, half), 8); };
         const auto rest = [](__m512i w) { return _mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8); };
-        store_words(high, top(words(0)), top(words(2)));
-        store_words(low, rest(words(0)), rest(words(2)));
+        store_words(high, top(words(0)), top(words(2)), past);
+        store_words(low, rest(words(0)), rest(words(2)), past);
     }
+    // What went past the caches is there for other threads, as soon as they know that it should be.
+    static DI_INLINE void settle() { _mm_sfence(); }
 
   private:
     // Packing goes by quarters of a register: quarter q of the result holds quarter q of each of the numbers.
     DI_INLINE __m512i words(int i) const { return _mm512_packs_epi32(v[i], v[i + 1]); }
-    static DI_INLINE void store_words(int8_t* p, __m512i a, __m512i b) {
+    static DI_INLINE void store_words(int8_t* p, __m512i a, __m512i b, bool past) {
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b)));
+        const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b));
+        past ? _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bytes) : _mm512_storeu_si512(p, bytes);
     }
 };
 

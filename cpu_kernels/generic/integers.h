@@ -21,15 +21,17 @@ struct Integers {
     DI_INLINE void add_to(int32_t* lanes) const {
         for (int i = 0; i < 16; ++i) lanes[i] += v[i] + v[i + 16] + v[i + 32] + v[i + 48];
     }
-    // As bytes, from -128 to 127.
-    DI_INLINE void store(int8_t* p) const {
+    // As bytes, from -128 to 127. `past`: past the caches, where a tier can.
+    DI_INLINE void store(int8_t* p, bool) const {
         for (int i = 0; i < 64; ++i) p[i] = static_cast<int8_t>(v[i]);
     }
     // As 256 · high + low, from -32768 to 32639.
-    DI_INLINE void store(int8_t* high, int8_t* low) const {
+    DI_INLINE void store(int8_t* high, int8_t* low, bool) const {
         for (int i = 0; i < 64; ++i) high[i] = static_cast<int8_t>((v[i] + 128) >> 8);
         for (int i = 0; i < 64; ++i) low[i] = static_cast<int8_t>(v[i]);
     }
+    // What went past the caches is there for other threads, as soon as they know that it should be.
+    static DI_INLINE void settle() {}
 };
 
 }  // namespace

@@ -25,6 +25,10 @@ DI_INLINE RowGrid row_grid(float largest, bool finite, int planes) {
     return {scale, {high, __builtin_fmaf(-scale, high, 1.0f) * high}};
 }
 
+// Planes of more bytes go past the caches: the product would find nearly none of them there, and fetching a line before
+// it is overwritten would take as long as reading x.
+constexpr size_t kNear = size_t{2} << 20;
+
 // One group: its place in K and in the planes.
 struct Span {
     int k, count, cell, cells;
@@ -119,6 +123,7 @@ DI_INLINE void quantize_group(const Quantize& q, int m, int rows, int group, int
     __builtin_memset(sums, 0, static_cast<size_t>(rows) * sizeof sums[0]);
     const size_t plane = static_cast<size_t>(q.y.band()) * kQuantCell, cell_bytes = plane * (kTwo ? 2 : 1);
     int8_t* cell = q.y.row(m, s.cell, 0);
+    const bool past = q.y.bytes() > kNear;
     for (int c = 0; c < s.cells; ++c, cell += cell_bytes) {
         int8_t* to = cell;
         for (int i = 0; i < rows; ++i, to += kQuantCell) {
@@ -126,14 +131,14 @@ DI_INLINE void quantize_group(const Quantize& q, int m, int rows, int group, int
             x.read(i, s.k + c * kQuantCell, s.count_of(c), v);
             const Vec high = Vec::set(grids[i].inverse.high), low = Vec::set(grids[i].inverse.low);
             const Vec::Mask filled = Vec::first_n(grids[i].empty() ? 0 : 16);
-            for (size_t b = 0; b < cell_bytes; b += plane) __builtin_prefetch(to + cell_bytes + b, 1);
+            for (size_t b = 0; !past && b < cell_bytes; b += plane) __builtin_prefetch(to + cell_bytes + b, 1);
             for (Vec& e : v) {
                 e = select(filled, e, Vec::zero());
                 e = fma(e, high, e * low);
             }
             const Integers a = Integers::rounded(v);
             a.add_to(sums[i]);
-            kTwo ? a.store(to, to + plane) : a.store(to);
+            kTwo ? a.store(to, to + plane, past) : a.store(to, past);
         }
     }
     const auto column = [&](int c) { return q.grid.row<float>(m) + c / kCell * q.grid.step() + c % kCell; };
@@ -160,6 +165,7 @@ void quantize(const Quantize& q, int m0, int m1) {
             }
         });
     });
+    Integers::settle();
 }
 
 }  // namespace
