@@ -214,9 +214,12 @@ cdef class StepBinding:
 
     cdef di_step step
     cdef object owner
+    cdef Py_ssize_t tokens, seqs, rows, clears, externals  # that the arrays have room for
 
     def __cinit__(self, owner):
         self.owner = owner
+        self.tokens, self.seqs, self.rows = len(owner.tokens), len(owner.kv_len), len(owner.logit_row)
+        self.clears, self.externals = len(owner.clear_blocks), len(owner.external_row)
         memset(&self.step, 0, sizeof(di_step))
         self.step.struct_size = sizeof(di_step)
         self.step.max_blocks = owner.max_blocks
@@ -264,9 +267,9 @@ cdef class StepBinding:
         self.step.swap_out = _swaps(owner.swap_out)
         self.step.n_swap_in = len(owner.swap_in)
         self.step.swap_in = _swaps(owner.swap_in)
-        if self.step.T > len(owner.tokens) or self.step.B > len(owner.kv_len) or self.step.R > len(owner.logit_row):
+        if self.step.T > self.tokens or self.step.B > self.seqs or self.step.R > self.rows:
             raise NativeError("the step's counts exceed its arrays")
-        if self.step.n_clear > len(owner.clear_blocks) or self.step.n_external > len(owner.external_row):
+        if self.step.n_clear > self.clears or self.step.n_external > self.externals:
             raise NativeError("the step's counts exceed its arrays")
         return &self.step
 

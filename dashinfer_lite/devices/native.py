@@ -139,10 +139,9 @@ class NativeExecutable:
             raise DeviceError(
                 f"{self.info.name}: step: {step.out_hidden.shape[1]} hidden columns, not {program.hidden_size}"
             )
-        if step.out_top_ids.shape[1] != program.limits.max_logprobs:
+        if step.max_logprobs != program.limits.max_logprobs:
             raise DeviceError(
-                f"{self.info.name}: step: {step.out_top_ids.shape[1]} alternatives a row, "
-                f"not {program.limits.max_logprobs}"
+                f"{self.info.name}: step: {step.max_logprobs} alternatives a row, not {program.limits.max_logprobs}"
             )
 
     def wait(self, ticket: int) -> None:

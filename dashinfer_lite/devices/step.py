@@ -68,6 +68,7 @@ class Step:
         self.T = self.B = self.R = self.n_clear = self.n_external = 0
         self.position_rows = 1
         self.max_blocks = max_blocks
+        self.max_logprobs = limits.max_logprobs
         self.tokens = np.zeros(tokens, np.int32)
         self.positions = np.zeros((3, tokens), np.int32)  # row r of the used ones is positions[r, :T]
         self.q_offset = np.zeros(seqs + 1, np.int32)

@@ -52,6 +52,7 @@ class Batch:
         self.step.position_rows = position_rows
         self.plan: list[Chunk] = []
         self._rows: list[tuple[Sequence, bool]] = []  # of each logit row: whose it is, and whether it scores
+        self.swapped_in = 0  # blocks that come back from host memory
         self.pooled_rows: list[tuple[Sequence, int, int]] = []  # rows [first, after) that give hidden states alone
         self._hidden: np.ndarray | None = None  # [rows, H], once somebody asked for it
         self._hidden_size = hidden_size
@@ -59,10 +60,15 @@ class Batch:
         self._seq_rows: list[tuple[Sequence, int] | None] = [None] * limits.max_seqs
         self._blocks_written = [0] * limits.max_seqs
         self._drawing: list[Sequence | None] = [None] * limits.max_tokens
-        sample = self.step.sample
-        self._position, self._slot, self._target = sample["position"], sample["slot"], sample["target"]
-        self._history_len = sample["history_len"]
-        self._banned_ids, self._n_banned = sample["banned_ids"], sample["n_banned"]
+        # Single numbers go through memory views: a step has filled the caches with weights, and NumPy's way to a number
+        # touches far more code.
+        step, sample = self.step, self.step.sample
+        self._token, self._positions = step.tokens.data, [row.data for row in step.positions]
+        self._q_offset, self._kv_len, self._logit_row = step.q_offset.data, step.kv_len.data, step.logit_row.data
+        self._out_token, self._out_status = step.out_token.data, step.out_status.data
+        self._position, self._slot = sample["position"].data, sample["slot"].data
+        self._history_len, self._n_banned = sample["history_len"].data, sample["n_banned"].data
+        self._banned_ids, self._target = sample["banned_ids"].data, sample["target"]
 
     def fill(self, plan: list[Chunk], swaps_out: list[Swap]) -> None:
         """Write a step that computes the plan's chunks, which are already counted as computed.
@@ -83,8 +89,8 @@ class Batch:
             if chunk.swaps:
                 swaps_in += chunk.swaps
             self._fill_tokens(chunk, first, end)
-            step.q_offset[b + 1] = end
-            step.kv_len[b] = chunk.start + chunk.count
+            self._q_offset[b + 1] = end
+            self._kv_len[b] = chunk.start + chunk.count
             self._fill_sequence(b, chunk)
             if chunk.seq.pooling is not None:
                 self._pool(chunk, chunk.seq.pooling.takes_all, first)
@@ -94,6 +100,7 @@ class Batch:
             if chunk.draws:
                 self._draw(chunk.seq, end - 1)
         step.T, step.R = end, len(self._rows)
+        self.swapped_in = len(swaps_in)
         step.swap_out = np.array(swaps_out, np.int32) if swaps_out else NO_SWAPS
         step.swap_in = np.array(swaps_in, np.int32) if swaps_in else NO_SWAPS
 
@@ -101,7 +108,7 @@ class Batch:
         """What the step gave, once the device is done with it; one entry a logit row."""
         step = self.step
         rows = step.R
-        tokens, statuses = step.out_token[:rows].tolist(), step.out_status[:rows].tolist()
+        tokens, statuses = self._out_token[:rows].tolist(), self._out_status[:rows].tolist()
         results = []
         for row, (seq, scored) in enumerate(self._rows):
             if seq.pooling is not None:
@@ -132,8 +139,9 @@ class Batch:
         step, seq, start = self.step, chunk.seq, chunk.start
         if chunk.count == 1:
             # A token that the host does not know yet is the last one drawn for the slot.
-            step.tokens[first] = seq.tokens[start] if start < len(seq.tokens) else -1 - seq.slot
-            step.positions[: step.position_rows, first] = start
+            self._token[first] = seq.tokens[start] if start < len(seq.tokens) else -1 - seq.slot
+            for positions in self._positions:
+                positions[first] = start
         else:
             step.tokens[first:end] = seq.tokens[start : start + chunk.count]
             step.positions[: step.position_rows, first:end] = self._counting[start : start + chunk.count]
@@ -195,7 +203,7 @@ class Batch:
         """Draw the token after a sequence's last one, which is already counted as pending."""
         step, draw, row = self.step, seq.draw, len(self._rows)
         self._rows.append((seq, False))
-        step.logit_row[row] = token_row
+        self._logit_row[row] = token_row
         if self._drawing[row] is not seq:
             self._drawing[row] = seq
             step.sample[row] = draw.record

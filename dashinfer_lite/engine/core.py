@@ -114,11 +114,12 @@ class Core:
                 self._dequeued()
         batch = self._batches.pop()
         number = self.counters.steps
-        batch.fill(plan, self.kv.begin_step(number))
+        swaps_out = self.kv.begin_step(number)
+        batch.fill(plan, swaps_out)
         self.counters.steps += 1
         self.counters.computed_tokens += batch.step.T
-        self.counters.kv_blocks_swapped_out += len(batch.step.swap_out)
-        self.counters.kv_blocks_swapped_in += len(batch.step.swap_in)
+        self.counters.kv_blocks_swapped_out += len(swaps_out)
+        self.counters.kv_blocks_swapped_in += batch.swapped_in
         try:
             ticket = self._executable.submit(batch.step)
         except Exception as error:
