@@ -84,7 +84,7 @@ STEPS: dict[str, tuple[Callable[[Any], None], str]] = {
     "wide external numbers": (set_count(n_external=1, external=np.zeros((2, 64))), "external states"),
     "few external states": (set_count(n_external=3), "external states"),
     "logits of another vocabulary": (set_count(out_logits=np.zeros((64, 63), np.float32)), "63 logit columns"),
-    "alternatives of another program": (set_count(out_top_ids=np.zeros((64, 3), np.int32)), "3 alternatives"),
+    "alternatives of another program": (set_count(max_logprobs=3), "3 alternatives"),
 }
 
 
@@ -105,7 +105,7 @@ def test_steps(default_device: Any, case: str) -> None:
 
     before = bench.submit(good()).out_logits[:2].copy()
     assert np.isfinite(before).all()
-    kept = {name: getattr(bench.step, name) for name in ("out_logits", "out_top_ids", "swap_out", "swap_in")}
+    kept = {name: getattr(bench.step, name) for name in ("out_logits", "max_logprobs", "swap_out", "swap_in")}
     step = good()
     if case == "a drawing slot too far":
         step.sample["slot"][1] = 8
