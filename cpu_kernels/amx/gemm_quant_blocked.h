@@ -258,7 +258,7 @@ class QuantGroup {
 
     // The cells of a group, or of a part of one. The sums before leave in the first; there what was pending ends.
     DI_INLINE void multiply(Cursor& at, int cells, const int32_t* from, Ahead& ahead) {
-        constexpr int kUsual = kPlanes == 2 ? 2 : 3;
+        constexpr int kUsual = kPlanes == 2 ? 2 : 3, kOfPair = 8;  // rows a cell of long groups, and of 128 columns
         const int work = (kUnitRows<kPlanes> + cells - 1) / cells;
         exchange<4>(from);
         tile_load<2>(at.w);
@@ -286,7 +286,13 @@ class QuantGroup {
             tile_multiply_bytes<kNibbles, 6, 1, 2>();
             tile_multiply_bytes<kNibbles, 7, 1, 3>();
             fetch(ahead);
-            work <= kUsual ? pending_.template work<kUsual>() : pending_.work(work);
+            if (work <= kUsual) {
+                pending_.template work<kUsual>();
+            } else if (kPlanes == 2 && work == kOfPair) {
+                pending_.template work<kOfPair>();
+            } else {
+                pending_.work(work);
+            }
         }
         at.x += at.x_step, at.w += 2 * kTileBytes;
     }
