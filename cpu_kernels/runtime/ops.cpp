@@ -119,8 +119,9 @@ void cast(const Run& run, const di_instr& in, int) {
 
 // ---- Products ----
 
-// Threads as a grid over panels and row bands: the one with the least work for its busiest thread, and among equals the
-// one with the fewest threads along the rows, since each of those reads the weights again.
+// Threads as a grid over panels and row bands: the one with the least work for its busiest thread. Among equals, rows
+// are dealt out while everyone gets enough of them: they then stay in the L2 of one core through all of a layer, and
+// leave room there. With fewer rows it costs more that each of those threads reads the weights again.
 struct Grid {
     int panels, bands;
 };
@@ -128,6 +129,7 @@ struct Grid {
 constexpr size_t kLeastStretch = size_t{1} << 16;  // bytes of weights that are worth a call of their own
 constexpr size_t kResidentRows = size_t{1} << 20;  // bytes of rows that stay in L2; others come anew for each stretch
 constexpr int kLeastPanels = 4;                    // of a stretch, for such rows
+constexpr int kOwnBands = 8;                       // that are enough
 constexpr int kHelped = 3;  // neighbours: with many threads, looking at all of them would take longer than helping
 
 Grid gemm_grid(int panels, int bands, int threads) {
@@ -136,7 +138,8 @@ Grid gemm_grid(int panels, int bands, int threads) {
     for (int along = 1; along <= std::min(bands, threads); ++along) {
         const int across = threads / along;
         const int64_t busiest = static_cast<int64_t>((panels + across - 1) / across) * ((bands + along - 1) / along);
-        if (busiest < least) least = busiest, best = Grid{across, along};
+        if (busiest < least || (busiest == least && bands / along >= kOwnBands))
+            least = busiest, best = Grid{across, along};
     }
     return best;
 }
