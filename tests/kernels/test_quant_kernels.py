@@ -64,8 +64,19 @@ def product(weight: Codes, integers: Array, scales: Array, group: int) -> Array:
 class Product:
     """x → integers → product with one weight, on a device; `adds`: to what y holds."""
 
-    def __init__(self, device: Any, n: int, k: int, group: int, bits: int, planes: int, *, adds: bool = False) -> None:
-        maker = Maker(device.info)
+    def __init__(
+        self,
+        device: Any,
+        n: int,
+        k: int,
+        group: int,
+        bits: int,
+        planes: int,
+        *,
+        adds: bool = False,
+        rows: int = max(ROWS),
+    ) -> None:
+        maker = Maker(device.info, tokens=rows)
         self.n, self.k, self.group = n, k, group
         self.x, self.y = maker.slot(k), maker.slot(n)
         self.weight = maker.quantized(n, k, bits=bits, group=group, scales="bf16")
@@ -188,15 +199,15 @@ def test_planes_beyond_the_caches(tier: str, opened: Opened, planes: int) -> Non
     under_test.bench.close()
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads(tier: str, opened: Opened, threads: int) -> None:
-    """Panels and bands are shared out; two groups of 16 panels and a rest."""
-    rows, n, k, group = 70, 35 * 32, 256, 128
+    """Panels and bands are shared out, rows where there are enough for each; two groups of 16 panels and a rest."""
+    rows, n, k, group = 550, 35 * 32, 256, 128
     weight, integers, scales = operands(threads, rows, n, k, group, 4, 2)
-    under_test = Product(opened(tier, threads), n, k, group, 4, 2)
+    under_test = Product(opened(tier, threads), n, k, group, 4, 2, rows=rows)
     under_test.bench.codes(under_test.weight, weight)
     expected = product(weight, integers, scales, group)
-    for count in (1, rows):
+    for count in (1, 70, rows):
         np.testing.assert_array_equal(under_test.run(integers[:count], scales[:count]), expected[:count])
     under_test.bench.close()
 
