@@ -1,6 +1,7 @@
 """The mathematics of the reference device: one NumPy function an operation, on unpadded or padded fp32 arrays.
 
-Products run on tiles of a fixed number of rows, so that a row's result does not depend on how many others a step has.
+Products run row by row: what NumPy hands a matrix to may sum a row by its place among the others, and here a row's
+result depends on that row alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
 
-ROW_TILE = 16
 SOFTMAX_STEP = 256
 SPLIT = 1024
 
@@ -42,8 +42,7 @@ def rounded(x: npt.NDArray[Any], dtype: str) -> Floats:
 
 def product(x: Floats, w: Floats) -> Floats:
     """x[M,K] · w[N,K]ᵀ → y[M,N]"""
-    tiles = _row_tiles(x)
-    y: Floats = np.matmul(tiles, w.T).reshape(-1, len(w))[: len(x)]
+    y: Floats = np.matmul(x[:, None], w.T)[:, 0]
     return y
 
 
@@ -119,10 +118,9 @@ def attention(
     length, kv_heads, _ = k.shape
     bidirectional = min(bidirectional, length)
     group = q_heads // kv_heads
-    # Query rows of one KV head: (token, head of the group), tiled.
-    rows = rounded(q * np.float32(args.scale), args.kv_dtype).reshape(n, kv_heads, group * size)
-    rows = rows.transpose(1, 0, 2).reshape(kv_heads, n * group, size)
-    tiles = np.stack([_row_tiles(head) for head in rows])
+    # Query rows of one KV head: (token, head of the group).
+    by_token = rounded(q * np.float32(args.scale), args.kv_dtype).reshape(n, kv_heads, group * size)
+    rows = by_token.transpose(1, 0, 2).reshape(kv_heads, n * group, 1, size)
     padding = [(0, 0), (0, -length % SOFTMAX_STEP), (0, 0)]
     keys = np.pad(k.transpose(1, 0, 2), padding)[:, None]
     values = np.pad(v.transpose(1, 0, 2), padding)[:, None]
@@ -131,23 +129,19 @@ def attention(
     scales = np.pad(scales, [(0, 0), (0, -length % SOFTMAX_STEP), (0, 0)])
     key_scales, value_scales = scales.transpose(0, 2, 1)[:, :, None, None]
 
-    at = np.repeat(np.arange(length - n, length), group)
-    shape = tiles.shape[1:3]
-    query_at = np.full(shape[0] * shape[1], -1)
-    query_at[: len(at)] = at
-    query_at = query_at.reshape(*shape, 1)
-    slopes = _by_row(args.alibi, kv_heads, n, shape)
+    query_at = np.repeat(np.arange(length - n, length), group)[:, None, None]
+    slopes = _by_row(args.alibi, kv_heads, n)
 
-    state = _Softmax(tiles.shape)
+    state = _Softmax(rows.shape)
     for split in range(0, length, SPLIT):
-        part = _Softmax(tiles.shape)
+        part = _Softmax(rows.shape)
         for start in range(split, min(split + SPLIT, length), SOFTMAX_STEP):
             key_at = np.arange(start, start + SOFTMAX_STEP)
             seen = _visible(query_at, key_at, bidirectional, args.window)
             if not seen.any():
                 continue
             step = slice(start, start + SOFTMAX_STEP)
-            scores = np.matmul(tiles, keys[:, :, step].swapaxes(-1, -2)) * key_scales[..., step]
+            scores = np.matmul(rows, keys[:, :, step].swapaxes(-1, -2)) * key_scales[..., step]
             if args.softcap:
                 scores = np.float32(args.softcap) * np.tanh(scores / np.float32(args.softcap))
             if slopes is not None:
@@ -155,14 +149,14 @@ def attention(
             seen_scores = np.where(seen, scores, np.float32(-np.inf))
             part.add(seen_scores, value_scales[..., step], values[:, :, step], args.kv_dtype)
         state.merge(part.maximum, part.total, part.sum)
-    if (sinks := _by_row(args.sinks, kv_heads, n, shape)) is not None:
+    if (sinks := _by_row(args.sinks, kv_heads, n)) is not None:
         state.merge(sinks, np.ones_like(sinks), np.zeros_like(state.sum))
-    y = state.result().reshape(kv_heads, -1, size)[:, : n * group]
-    return y.reshape(kv_heads, n, group * size).transpose(1, 0, 2).reshape(n, q_heads, size)
+    y = state.result().reshape(kv_heads, n, group * size)
+    return y.transpose(1, 0, 2).reshape(n, q_heads, size)
 
 
 class _Softmax:
-    """A running softmax over [Hkv, tiles, rows]: maximum m, total l and weighted sum O."""
+    """A running softmax over [Hkv, rows]: maximum m, total l and weighted sum O."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.maximum = np.full((*shape[:-1], 1), -np.inf, np.float32)
@@ -199,24 +193,14 @@ def _visible(query_at: npt.NDArray[Any], key_at: npt.NDArray[Any], bidirectional
     seen = (key_at <= query_at) | ((key_at < bidirectional) & (query_at < bidirectional))
     if window:
         seen &= key_at > query_at - window
-    return seen & (query_at >= 0)
+    return seen
 
 
-def _by_row(per_head: Floats | None, kv_heads: int, n: int, shape: tuple[int, int]) -> Floats | None:
-    """A value a query head as [Hkv, tiles, rows, 1]."""
+def _by_row(per_head: Floats | None, kv_heads: int, n: int) -> Floats | None:
+    """A value a query head as [Hkv, rows, 1, 1]."""
     if per_head is None:
         return None
-    rows = np.zeros((kv_heads, shape[0] * shape[1]), np.float32)
-    by_head = np.tile(per_head.reshape(kv_heads, 1, -1), (1, n, 1)).reshape(kv_heads, -1)
-    rows[:, : by_head.shape[1]] = by_head
-    return rows.reshape(kv_heads, *shape, 1)
-
-
-def _row_tiles(x: Floats) -> Floats:
-    """x[M,K] as [tiles, ROW_TILE, K], padded with zeros."""
-    tiles = np.zeros((-(-len(x) // ROW_TILE), ROW_TILE, x.shape[1]), np.float32)
-    tiles.reshape(-1, x.shape[1])[: len(x)] = x
-    return tiles
+    return np.tile(per_head.reshape(kv_heads, 1, -1), (1, n, 1)).reshape(kv_heads, -1, 1, 1)
 
 
 def _exp_difference(x: Floats, maximum: Floats) -> Floats:
