@@ -21,7 +21,8 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 AVXVNNI = [*AVX2, "-mavxvnni"]
 AVX512VNNI = [*AVX512, "-mavx512vnni"]
-AMX = [*AVX512VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
+AVX512BF16 = [*AVX512VNNI, "-mavx512bf16"]
+AMX = [*AVX512BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
 TIERS = {
     "x86_64": {
         "scalar": [],
@@ -29,6 +30,7 @@ TIERS = {
         "avxvnni": AVXVNNI,
         "avx512": AVX512,
         "avx512vnni": AVX512VNNI,
+        "avx512bf16": AVX512BF16,
         "amx": AMX,
     },
     "aarch64": {"scalar": []},

@@ -204,8 +204,8 @@ struct KernelTable {
 
     // Touches every byte once; the benchmark's read loop.
     int64_t (*read_sum)(const void* p, size_t bytes);
-    // Register-only matrix products of the tier; returns the operations done in `rounds`. Null where there is no matrix
-    // unit.
+    // Products of bf16 in registers alone; returns the operations done in `rounds`. Null where no instruction has
+    // more than one of them a lane.
     double (*matrix_peak)(int64_t rounds);
     // Leaves the thread's matrix state clean at the end of a program. Null where there is none.
     void (*release)();
@@ -216,6 +216,7 @@ const KernelTable* avx2_table();
 const KernelTable* avxvnni_table();
 const KernelTable* avx512_table();
 const KernelTable* avx512vnni_table();
+const KernelTable* avx512bf16_table();
 const KernelTable* amx_table();
 
 }  // namespace di

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).resolve().parent
 TIERS_RAN = pytest.StashKey[set[str]]()
-ALL_TIERS = ("amx", "avx512vnni", "avx512", "avxvnni", "avx2", "scalar")
+ALL_TIERS = ("amx", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "scalar")
 
 # The short run's examples depend on the tests alone, so that its verdict is the tree's; the long run looks for more.
 settings.register_profile(

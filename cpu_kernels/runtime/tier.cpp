@@ -15,11 +15,12 @@ constexpr uint64_t kAvx512 =
     kAvx2 | features(Feature::AVX512F, Feature::AVX512BW, Feature::AVX512DQ, Feature::AVX512VL);
 constexpr uint64_t kAvxVnni = kAvx2 | features(Feature::AVX_VNNI);
 constexpr uint64_t kAvx512Vnni = kAvx512 | features(Feature::AVX512_VNNI);
-constexpr uint64_t kAmx =
-    kAvx512Vnni | features(Feature::AVX512_BF16, Feature::AMX_TILE, Feature::AMX_BF16, Feature::AMX_INT8);
+constexpr uint64_t kAvx512Bf16 = kAvx512Vnni | features(Feature::AVX512_BF16);
+constexpr uint64_t kAmx = kAvx512Bf16 | features(Feature::AMX_TILE, Feature::AMX_BF16, Feature::AMX_INT8);
 
 constexpr Tier kTiers[] = {
     {"amx", kAmx, amx_table},  // the best first
+    {"avx512bf16", kAvx512Bf16, avx512bf16_table},
     {"avx512vnni", kAvx512Vnni, avx512vnni_table},
     {"avx512", kAvx512, avx512_table},
     {"avxvnni", kAvxVnni, avxvnni_table},
@@ -51,8 +52,8 @@ const Tier* find_tier(const char* isa, char* why, size_t why_bytes) {
         return nullptr;
     }
     std::snprintf(why, why_bytes,
-                  "unknown tier '%s'; this build has amx, avx512vnni, avx512, avxvnni, avx2 and scalar on x86-64, "
-                  "scalar elsewhere",
+                  "unknown tier '%s'; this build has amx, avx512bf16, avx512vnni, avx512, avxvnni, avx2 and scalar on "
+                  "x86-64, scalar elsewhere",
                   isa);
     return nullptr;
 }

@@ -153,7 +153,7 @@ class Result:
     def _roofs(self) -> str:
         read = median(line.roofs.read for line in self.lines)
         matrix = median(line.roofs.matrix for line in self.lines)
-        peak = f"{matrix / 1e12:.2f} Tera-operations a second in matrix registers" if matrix else "no matrix unit"
+        peak = f"{matrix / 1e12:.2f} Tera-operations a second in registers" if matrix else "no matrix unit"
         return f"{read / 1e9:.1f} GB/s read, {peak}"
 
 
